@@ -1,0 +1,54 @@
+//! A peer's segment, mapped into this process.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::ptr::NonNull;
+
+use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
+
+use crate::error::MemoryError;
+use crate::mapped::Mapped;
+use crate::region::RawRegion;
+
+/// The memory of a peer's [`Segment`](crate::Segment), reachable by address.
+///
+/// It stays valid when the peer dies: the kernel keeps the memory as long as anyone maps it.
+#[derive(Debug)]
+pub struct Mapping {
+    mapped: Mapped,
+}
+
+impl Mapping {
+    /// Maps `bytes` bytes of a memfd that a peer handed over.
+    ///
+    /// # Errors
+    /// [`MemoryError::Short`] if it has fewer bytes, [`MemoryError::Unsealed`] if it could still shrink
+    /// (a later access would raise SIGBUS), [`MemoryError::System`] if it cannot be mapped.
+    #[allow(clippy::needless_pass_by_value, reason = "the mapping takes the place of the descriptor")]
+    pub fn from_fd(fd: OwnedFd, bytes: u64) -> Result<Self, MemoryError> {
+        let status = fstat(&fd).map_err(|source| MemoryError::system("fstat", bytes, source))?;
+        let actual = u64::try_from(status.st_size).unwrap_or(0);
+        if actual < bytes {
+            return Err(MemoryError::Short { actual, promised: bytes });
+        }
+        let seals = fcntl_get_seals(&fd).map_err(|source| MemoryError::system("fcntl(F_GET_SEALS)", bytes, source))?;
+        if !seals.contains(SealFlags::SHRINK) {
+            return Err(MemoryError::Unsealed);
+        }
+        Ok(Self { mapped: Mapped::new(fd.as_fd(), bytes)? })
+    }
+
+    /// Length in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.mapped.len() as u64
+    }
+
+    /// First byte.
+    pub fn base(&self) -> NonNull<u8> {
+        self.mapped.base()
+    }
+
+    /// A view of all of it.
+    pub fn region(&self) -> RawRegion<'_> {
+        self.mapped.region()
+    }
+}
