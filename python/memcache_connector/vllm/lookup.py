@@ -1,0 +1,199 @@
+"""Finding out how much of a prompt the pool holds: one RPC a request, never waited for longer than a moment."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from memcache_connector.common.breaker import CircuitBreaker
+from memcache_connector.common.keys import KeyMatrix, Slot, chain_keys, hash_matrix
+from memcache_connector.vllm.config import ConnectorConfig
+from memcache_connector.vllm.geometry import Geometry
+from memcache_connector.vllm.log import logger
+from memcache_connector.vllm.stats import Counters
+
+PENDING_RETRY_SECONDS = 0.005
+"""Pause between two look-ups of a prefix that somebody is writing."""
+
+PRESENT = 1
+"""Answer of ``exist_async`` for an object that can be read; 0 is absent, 2 is being written."""
+
+
+class Unknown:
+    """The pool gave no answer: the request is served as without a pool."""
+
+
+UNKNOWN = Unknown()
+
+
+@dataclass
+class Lookup:
+    """The look-ups of one request, one after the other."""
+
+    units: int
+    """Units of the prompt that can be loaded at all."""
+
+    keys: KeyMatrix
+    completion: Any = None
+    """The one under way, or None between two."""
+
+    deadline: float = 0.0
+    retry_at: float = 0.0
+    pending_until: float | None = None
+
+
+class PrefixLookup:
+    """Looks prefixes up for the scheduler.
+
+    A *unit* is the least common multiple of the groups' blocks; for each unit the pool must hold one object for every
+    block of every group, of every pipeline rank and shard. With full attention alone this is one ``match_prefix``
+    over the keys in unit order; where some group attends to a window, one ``exist`` over the same keys tells which
+    prefix has all that is still read.
+    """
+
+    def __init__(
+        self,
+        store: Any,
+        geometry: Geometry,
+        key_prefix: bytes,
+        config: ConnectorConfig,
+        breaker: CircuitBreaker,
+        counters: Counters,
+    ) -> None:
+        self._store = store
+        self._geometry = geometry
+        self._prefix = key_prefix
+        self._config = config
+        self._breaker = breaker
+        self._counters = counters
+        self._patience = config.lookup_wait_ms / 1000
+
+    def new_step(self) -> None:
+        """A new scheduler step begins: it may wait again."""
+        self._patience = self._config.lookup_wait_ms / 1000
+
+    def prepare(self, hashes: Sequence[bytes], tokens: int) -> Lookup:
+        """The look-up of a request of ``tokens`` tokens, at least one of which has to be computed."""
+        geometry = self._geometry
+        units = min(max(tokens - 1, 0) // geometry.unit_tokens, len(hashes) * geometry.hash_tokens // geometry.unit_tokens)
+        return Lookup(units, self._keys(hashes, units) if units else np.empty((0, 0), dtype=np.uint8))
+
+    def _keys(self, hashes: Sequence[bytes], units: int) -> KeyMatrix:
+        columns: list[tuple[Slot, KeyMatrix]] = []
+        for group in self._geometry.groups:
+            blocks = self._geometry.blocks_per_unit(group)
+            every = group.hashes_per_block
+            names = hash_matrix(hashes[every - 1 : units * blocks * every : every])
+            for position in range(blocks):
+                columns += [(slot, names[position::blocks]) for slot in self._geometry.slots(group)]
+        return chain_keys(self._prefix, columns)
+
+    def poll(self, lookup: Lookup, local_units: int) -> int | Unknown | None:
+        """Units of the prompt that can be had from the pool (those below ``local_units`` the engine has itself).
+
+        None: not known yet, ask again. :data:`UNKNOWN`: the pool does not answer.
+        """
+        now = time.monotonic()
+        if lookup.completion is None:
+            if now < lookup.retry_at:
+                return None
+            if not self._start(lookup, now):
+                return UNKNOWN
+        if not self._wait(lookup):
+            if now < lookup.deadline:
+                return None
+            return self._failed("no answer within lookup_timeout_ms")
+        return self._finish(lookup, local_units, now)
+
+    def _start(self, lookup: Lookup, now: float) -> bool:
+        import memcache
+
+        if not self._breaker.allow():
+            self._counters.add(lookups_skipped=1)
+            return False
+        submit = self._store.exist_async if self._geometry.windowed else self._store.match_prefix_async
+        try:
+            lookup.completion = submit(lookup.keys, timeout_ms=self._config.lookup_timeout_ms)
+        except memcache.MemCacheError as error:
+            self._failed(str(error))
+            return False
+        lookup.deadline = now + self._config.lookup_timeout_ms / 1000
+        self._counters.add(lookups=1)
+        return True
+
+    def _wait(self, lookup: Lookup) -> bool:
+        """Whether the answer is there, after waiting for it as long as this step still may."""
+        if lookup.completion.done():
+            return True
+        if self._patience <= 0:
+            return False
+        began = time.monotonic()
+        done = bool(lookup.completion.wait(timeout_ms=max(1, int(self._patience * 1000))))
+        self._patience -= time.monotonic() - began
+        return done
+
+    def _finish(self, lookup: Lookup, local_units: int, now: float) -> int | Unknown | None:
+        import memcache
+
+        try:
+            answer = lookup.completion.result(timeout_ms=0)
+        except memcache.MemCacheError as error:
+            return self._failed(str(error))
+        lookup.completion = None
+        self._breaker.success()
+        present, promised = self._units(lookup, answer, local_units)
+        if promised > max(present, local_units) and self._config.pending_wait_ms > 0:
+            if lookup.pending_until is None:
+                lookup.pending_until = now + self._config.pending_wait_ms / 1000
+                self._counters.add(pending_waits=1)
+            if now < lookup.pending_until:
+                lookup.retry_at = now + PENDING_RETRY_SECONDS
+                return None
+        return present
+
+    def _failed(self, why: str) -> Unknown:
+        self._counters.add(lookup_failures=1)
+        if self._breaker.failure():
+            logger.warning("the MemCache pool does not answer (%s); serving goes on without it", why)
+        return UNKNOWN
+
+    def _units(self, lookup: Lookup, answer: Any, local_units: int) -> tuple[int, int]:
+        """Leading units present, and leading units present or being written."""
+        columns = lookup.keys.shape[0] // lookup.units
+        if not self._geometry.windowed:
+            present, promised = (int(count) // columns for count in answer)
+            if self._geometry.drop_last_unit:
+                present, promised = max(0, present - 1), max(0, promised - 1)
+            return present, promised
+        table = np.asarray(answer).reshape(lookup.units, columns)
+        return self._reachable(table == PRESENT, local_units), self._reachable(table != 0, local_units)
+
+    def _reachable(self, have: npt.NDArray[np.bool_], local_units: int) -> int:
+        """The longest prefix, in units, of which ``have`` (shape ``(units, columns)``) holds all that is read."""
+        geometry = self._geometry
+        units = have.shape[0]
+        missing: list[npt.NDArray[np.int64]] = []
+        column = 0
+        for group in geometry.groups:
+            blocks, slots = geometry.blocks_per_unit(group), len(geometry.slots(group))
+            part = have[:, column : column + blocks * slots].reshape(units * blocks, slots).all(axis=1)
+            column += blocks * slots
+            part[: local_units * blocks] = True
+            if group.window is None:
+                absent = np.flatnonzero(~part)
+                units = min(units, int(absent[0]) // blocks if absent.size else units)
+            missing.append(np.concatenate(([0], np.cumsum(~part))))
+        while units > local_units:
+            tokens = units * geometry.unit_tokens
+            if all(
+                counts[units * geometry.blocks_per_unit(group)] == counts[group.first_needed_block(tokens)]
+                for group, counts in zip(geometry.groups, missing, strict=True)
+            ):
+                return units
+            units -= 1
+        return 0
