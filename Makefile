@@ -11,7 +11,7 @@ PY := $(BIN)/python
 
 # nextest where it is installed (it does not run doc tests), plain cargo where not.
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
-CARGO_PROFILE_NEXTEST := $(if $(CI),ci,default)
+NEXTEST_SETTINGS := $(if $(CI),ci,default)
 
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
@@ -55,7 +55,7 @@ test: test-rust test-py test-vllm ## everything: Rust, Python, services, real vL
 .PHONY: test-rust
 test-rust: setup ## unit, property, conformance and doc tests of all crates
 ifeq ($(NEXTEST),yes)
-	cargo nextest run --workspace --profile $(CARGO_PROFILE_NEXTEST)
+	cargo nextest run --workspace --profile $(NEXTEST_SETTINGS)
 	cargo test --workspace --doc
 else
 	cargo test --workspace
