@@ -4,9 +4,8 @@ use std::marker::PhantomData;
 use std::ptr::{self, NonNull};
 use std::sync::atomic::{AtomicU64, Ordering, fence};
 
+use memcache_types::limits::TRAILER_LEN as TRAILER;
 use thiserror::Error;
-
-use crate::trailer::TRAILER_LEN as TRAILER;
 
 const WORDS: usize = TRAILER / 8;
 

@@ -1,13 +1,9 @@
 //! What stands at the end of every extent: whose bytes these are, which writing, how many.
 
-use memcache_types::limits::{EXTENT_ALIGN, TRAILER_BYTES};
+use memcache_types::limits::{EXTENT_ALIGN, TRAILER_BYTES, TRAILER_LEN};
 use memcache_types::{Generation, KeyDigest};
 
 use crate::checksum::checksum_bytes;
-
-/// Length of a trailer in bytes, as an in-memory size.
-pub const TRAILER_LEN: usize = 64;
-const _: () = assert!(TRAILER_LEN as u64 == TRAILER_BYTES, "two opinions about the length of a trailer");
 
 const MAGIC: [u8; 4] = *b"MCTR";
 const VERSION: u16 = 1;

@@ -1,0 +1,178 @@
+//! Finding the road to a region, and keeping it.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memcache_memory::Segment;
+use parking_lot::Mutex;
+
+use crate::descriptor::RegionDescriptor;
+use crate::error::TransportError;
+use crate::host::HostId;
+use crate::link::Link;
+use crate::mapped::MappedLink;
+use crate::protocol::{Protocol, ProtocolChoice};
+use crate::server::RegionServer;
+use crate::shm::client::attach;
+use crate::tcp::client::TcpLink;
+
+/// First pause after a region could not be reached; doubles with every failure.
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_secs(5);
+/// Failures remembered; past it those that are over are dropped.
+const FAILURES_MAX: usize = 4096;
+
+/// How peers are reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FabricOptions {
+    /// Which road. Segments of this process are always reached directly.
+    pub choice: ProtocolChoice,
+    /// TCP connections one call may use to one peer, at least 1.
+    pub connections_per_peer: usize,
+}
+
+impl Default for FabricOptions {
+    fn default() -> Self {
+        Self { choice: ProtocolChoice::Auto, connections_per_peer: 2 }
+    }
+}
+
+/// Gives links to regions and keeps them, one a region.
+#[derive(Debug)]
+pub struct Fabric {
+    options: FabricOptions,
+    host: HostId,
+    routes: Mutex<Routes>,
+}
+
+#[derive(Debug, Default)]
+struct Routes {
+    links: HashMap<u128, Arc<dyn Link>>,
+    failures: HashMap<u128, Failure>,
+}
+
+/// A region that could not be reached, and when to try again.
+#[derive(Clone, Debug)]
+struct Failure {
+    error: TransportError,
+    retry_at: Instant,
+    pause: Duration,
+}
+
+impl Fabric {
+    /// A fabric that knows no region yet.
+    pub fn new(options: FabricOptions) -> Self {
+        Self { options, host: HostId::current(), routes: Mutex::default() }
+    }
+
+    /// Makes the segment of a server of this process reachable directly.
+    pub fn register_local(&self, server: &RegionServer) {
+        self.register_segment(server.descriptor().token, Arc::clone(server.segment()));
+    }
+
+    /// Makes a segment of this process reachable directly, under the token of its descriptor.
+    pub fn register_segment(&self, token: u128, segment: Arc<Segment>) {
+        let mut routes = self.routes.lock();
+        routes.failures.remove(&token);
+        routes.links.insert(token, Arc::new(MappedLink::local(segment)));
+    }
+
+    /// The link to a region, opened if there is none.
+    ///
+    /// # Errors
+    /// [`TransportError::PeerGone`] or [`TransportError::Timeout`] if nobody answers,
+    /// [`TransportError::Refused`] if someone else does, [`TransportError::Unavailable`] if no permitted road
+    /// leads there. After a failure the same error comes back at once until a pause is over, which grows from
+    /// 50 ms to 5 s.
+    pub fn link(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
+        {
+            let mut routes = self.routes.lock();
+            if let Some(link) = routes.links.get(&descriptor.token) {
+                if link.is_open() {
+                    return Ok(Arc::clone(link));
+                }
+                routes.links.remove(&descriptor.token);
+            }
+            if let Some(failure) = routes.failures.get(&descriptor.token)
+                && Instant::now() < failure.retry_at
+            {
+                return Err(failure.error.clone());
+            }
+        }
+        // Not under the lock: a peer that does not answer holds up only those who want it.
+        let opened = self.open(descriptor, deadline);
+        let mut routes = self.routes.lock();
+        match opened {
+            Ok(link) => {
+                routes.failures.remove(&descriptor.token);
+                let kept = routes.links.entry(descriptor.token).or_insert(link);
+                Ok(Arc::clone(kept))
+            }
+            Err(error) => {
+                routes.note_failure(descriptor.token, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// Drops the link to a region; calls under way on it end as they will. Frees the mapping or connections.
+    pub fn forget(&self, token: u128) {
+        self.routes.lock().links.remove(&token);
+    }
+
+    fn open(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
+        let is_near = self.host.is_same_host(&descriptor.host);
+        match self.options.choice {
+            ProtocolChoice::HostShm => self.open_shm(descriptor, deadline),
+            ProtocolChoice::HostTcp => self.open_tcp(descriptor, deadline),
+            ProtocolChoice::Auto if is_near && descriptor.shm.is_some() => {
+                self.open_shm(descriptor, deadline).or_else(|error| {
+                    if descriptor.tcp.is_none() {
+                        return Err(error);
+                    }
+                    if error != TransportError::PeerGone {
+                        tracing::warn!(%error, pid = descriptor.pid, "cannot share memory with a peer of this host, trying TCP");
+                    }
+                    self.open_tcp(descriptor, deadline)
+                })
+            }
+            ProtocolChoice::Auto => self.open_tcp(descriptor, deadline),
+        }
+    }
+
+    fn open_shm(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
+        let protocol = Protocol::HostShm;
+        let name = descriptor.shm.as_deref().ok_or_else(|| TransportError::Unavailable {
+            protocol,
+            why: "the peer does not share its memory".to_owned(),
+        })?;
+        if !self.host.is_same_host(&descriptor.host) {
+            return Err(TransportError::Unavailable { protocol, why: "the peer is on another host".to_owned() });
+        }
+        let (mapping, owner) = attach(name, descriptor.token, descriptor.region_bytes, deadline)?;
+        Ok(Arc::new(MappedLink::shared(mapping, owner)))
+    }
+
+    fn open_tcp(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
+        let address = descriptor.tcp.as_deref().ok_or_else(|| TransportError::Unavailable {
+            protocol: Protocol::HostTcp,
+            why: "the peer has no TCP data server".to_owned(),
+        })?;
+        let connections = self.options.connections_per_peer;
+        TcpLink::open(address, descriptor.token, descriptor.region_bytes, connections, deadline)
+            .map(|link| Arc::new(link) as Arc<dyn Link>)
+    }
+}
+
+impl Routes {
+    fn note_failure(&mut self, token: u128, error: &TransportError) {
+        let now = Instant::now();
+        if self.failures.len() >= FAILURES_MAX {
+            self.failures.retain(|_, failure| now < failure.retry_at);
+        }
+        let pause = self.failures.get(&token).map_or(PAUSE_MIN, |failure| (failure.pause * 2).min(PAUSE_MAX));
+        self.failures.insert(token, Failure { error: error.clone(), retry_at: now + pause, pause });
+    }
+}

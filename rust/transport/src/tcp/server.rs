@@ -1,0 +1,188 @@
+//! The data server: accepts connections and gives each a thread.
+
+use std::collections::HashMap;
+use std::net::TcpListener;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::{self, JoinHandle};
+use std::time::{Duration, Instant};
+
+use memcache_memory::Segment;
+use parking_lot::{Condvar, Mutex};
+use rustix::event::{PollFd, PollFlags};
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+};
+use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
+
+use crate::error::TransportError;
+use crate::net::{Waker, wait_any};
+use crate::tcp::session::Session;
+
+/// Most connections at the same time. A peer uses a handful.
+const CONNECTIONS_MAX: usize = 512;
+/// Longest [`TcpServer::stop`] waits for its threads.
+const STOP_MAX: Duration = Duration::from_secs(2);
+
+/// A listening socket, the thread that accepts, and one thread a connection.
+#[derive(Debug)]
+pub(crate) struct TcpServer {
+    shared: Arc<Shared>,
+    acceptor: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    segment: Arc<Segment>,
+    token: u128,
+    waker: Waker,
+    sessions: Mutex<Sessions>,
+    changed: Condvar,
+}
+
+/// Open connections, so that they can be hung up on, and whether new ones are welcome.
+#[derive(Debug, Default)]
+struct Sessions {
+    open: HashMap<u64, Arc<OwnedFd>>,
+    next: u64,
+    stopping: bool,
+}
+
+impl TcpServer {
+    /// Starts to serve `segment` on a bound listener.
+    pub(crate) fn start(listener: TcpListener, segment: Arc<Segment>, token: u128) -> Result<Self, TransportError> {
+        listener.set_nonblocking(true).map_err(|error| TransportError::from_io("listen", &error))?;
+        let shared = Arc::new(Shared {
+            segment,
+            token,
+            waker: Waker::new()?,
+            sessions: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        let acceptor = thread::Builder::new()
+            .name("memcache-tcp".to_owned())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || shared.accept_all(&listener)
+            })
+            .map_err(|error| TransportError::from_io("spawn", &error))?;
+        Ok(Self { shared, acceptor: Some(acceptor) })
+    }
+
+    /// Hangs up on everyone and waits for the threads, at most two seconds. Only for the process that started it.
+    pub(crate) fn stop(&mut self) {
+        let Some(acceptor) = self.acceptor.take() else { return };
+        {
+            let mut sessions = self.shared.sessions.lock();
+            sessions.stopping = true;
+            for socket in sessions.open.values() {
+                // Fails if the peer was faster, which is as good.
+                let _ = shutdown(socket, Shutdown::Both);
+            }
+        }
+        self.shared.waker.wake();
+        if acceptor.join().is_err() {
+            tracing::error!("the accepting thread of the data server panicked");
+        }
+        let deadline = Instant::now() + STOP_MAX;
+        let mut sessions = self.shared.sessions.lock();
+        while !sessions.open.is_empty() {
+            if self.shared.changed.wait_until(&mut sessions, deadline).timed_out() {
+                tracing::warn!(connections = sessions.open.len(), "data connections did not end in time");
+                return;
+            }
+        }
+    }
+
+    /// Leaves the threads alone: they belong to the process this one was forked from.
+    pub(crate) fn abandon(&mut self) {
+        self.acceptor = None;
+    }
+}
+
+impl Shared {
+    fn accept_all(self: &Arc<Self>, listener: &TcpListener) {
+        while !self.sessions.lock().stopping {
+            let mut fds = [
+                PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+                PollFd::from_borrowed_fd(self.waker.as_fd(), PollFlags::IN),
+            ];
+            // Anything but a wait that ran out is looked at by accepting.
+            if let Ok(false) = wait_any(&mut fds, Instant::now() + Duration::from_secs(60)) {
+                continue;
+            }
+            if self.sessions.lock().stopping {
+                return;
+            }
+            match accept_with(listener, SocketFlags::CLOEXEC | SocketFlags::NONBLOCK) {
+                Ok(socket) => self.admit(socket),
+                Err(error)
+                    if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::Interrupted) => {}
+                Err(error) => {
+                    // Out of descriptors, most likely: the connection stays queued, so do not spin on it.
+                    tracing::warn!(%error, "cannot accept a data connection");
+                    let mut fds = [PollFd::from_borrowed_fd(self.waker.as_fd(), PollFlags::IN)];
+                    let _ = wait_any(&mut fds, Instant::now() + Duration::from_millis(100));
+                }
+            }
+        }
+    }
+
+    fn admit(self: &Arc<Self>, socket: OwnedFd) {
+        let peer = rustix::net::getpeername(&socket)
+            .ok()
+            .flatten()
+            .and_then(|address| std::net::SocketAddr::try_from(address).ok())
+            .map_or_else(|| "a peer that hung up".to_owned(), |address| address.to_string());
+        if let Err(error) = tune(&socket) {
+            tracing::debug!(peer, %error, "cannot tune a data connection");
+        }
+        let socket = Arc::new(socket);
+        let number = {
+            let mut sessions = self.sessions.lock();
+            if sessions.stopping || sessions.open.len() >= CONNECTIONS_MAX {
+                tracing::warn!(peer, limit = CONNECTIONS_MAX, "too many data connections, closing a new one");
+                return;
+            }
+            sessions.next += 1;
+            let number = sessions.next;
+            sessions.open.insert(number, Arc::clone(&socket));
+            number
+        };
+        let shared = Arc::clone(self);
+        let spawned = thread::Builder::new().name("memcache-tcp".to_owned()).spawn(move || {
+            let _open = Open { shared: Arc::clone(&shared), number };
+            Session { socket, segment: Arc::clone(&shared.segment), token: shared.token }.run(&peer);
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for a data connection");
+            self.close(number);
+        }
+    }
+
+    fn close(&self, number: u64) {
+        self.sessions.lock().open.remove(&number);
+        self.changed.notify_all();
+    }
+}
+
+/// Strikes a connection off the list however its thread ends.
+struct Open {
+    shared: Arc<Shared>,
+    number: u64,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.shared.close(self.number);
+    }
+}
+
+/// What both ends set: no waiting for company, and notice when the other end's host vanishes.
+pub(crate) fn tune(socket: &OwnedFd) -> rustix::io::Result<()> {
+    set_tcp_nodelay(socket, true)?;
+    set_socket_keepalive(socket, true)?;
+    set_tcp_keepidle(socket, Duration::from_secs(10))?;
+    set_tcp_keepintvl(socket, Duration::from_secs(5))?;
+    set_tcp_keepcnt(socket, 3)
+}
