@@ -9,6 +9,7 @@
 //! | [`ids`] | `NodeId`, `Incarnation`, `SegmentId`, `ClientId`, `Epoch`, `Generation`, `ReservationId`, `LeaseId` |
 //! | [`key`] | `KeyDigest`, `KeyBatch` |
 //! | [`address`] | `GlobalAddress`, `Extent`, `Tier` |
+//! | [`extent`] | how many bytes an object takes up in a segment |
 //! | [`bytes`] | `ByteCount` |
 //! | [`scatter`] | `Piece`, `ScatterList` |
 //! | [`layout`] | `BlockId`, `TensorView`, `KvLayout` |
@@ -19,6 +20,7 @@
 
 pub mod address;
 pub mod bytes;
+pub mod extent;
 pub mod ids;
 pub mod key;
 pub mod layout;
@@ -28,6 +30,7 @@ pub mod status;
 
 pub use address::{Extent, GlobalAddress, RangeError, Tier};
 pub use bytes::{ByteCount, ByteCountError};
+pub use extent::{extent_bytes, payload_bytes_max};
 pub use ids::{ClientId, Epoch, Generation, Incarnation, LeaseId, NodeId, ReservationId, SegmentId};
 pub use key::{KeyBatch, KeyDigest, KeyError};
 pub use layout::{BlockId, KvLayout, LayoutError, TensorView};
