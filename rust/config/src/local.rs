@@ -1,0 +1,50 @@
+//! Settings of the `LocalService`.
+
+use memcache_types::ByteCount;
+use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+
+use crate::component::component;
+use crate::endpoint::Endpoint;
+use crate::error::ConfigError;
+use crate::setting::Protocol;
+
+/// Nothing, or what one segment may be.
+pub(crate) fn is_lendable(bytes: &ByteCount) -> bool {
+    bytes.get() == 0 || (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes.get())
+}
+
+component! {
+    /// Settings of a standalone `LocalService`: `conf/local.toml`, `MEMCACHE_LOCAL_<KEY>`.
+    LocalConfig, "local", "MEMCACHE_LOCAL_", "Settings of a LocalService that lends memory (python -m memcache.local).";
+    /// Address of the MetaService.
+    meta_address: Endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 7411 },
+        "\"host:port\", \"[v6]:port\", \"unix:/path\" or \"unix-abstract:name\"", |_| true;
+    /// Host memory to lend to the pool.
+    lend_bytes: ByteCount = ByteCount::new(1 << 30),
+        "a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| bytes.get() != 0 && is_lendable(bytes);
+    /// How peers reach this memory.
+    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
+    /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.
+    data_host: String = String::new(), "a host name or address without port, or empty", |host| is_host(host);
+    /// TCP port for data. 0 takes any free port.
+    data_port: u16 = 0, "0 to 65535", |_| true;
+    /// Name of this node for humans. Empty: host name and process id.
+    node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
+    /// Back the memory with huge pages. Fails at start when the system has not enough of them.
+    huge_pages: bool = false, "true or false", |_| true;
+    /// Touch all memory at start, so that the first writes find it mapped.
+    prefault: bool = true, "true or false", |_| true;
+    /// What is logged to stderr: a level or a filter such as "info,memcache_client=debug".
+    log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
+}
+
+pub(crate) fn is_host(host: &str) -> bool {
+    !host.contains(|c: char| c.is_whitespace() || c == '/' || c == '[')
+}
+
+impl LocalConfig {
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same shape for every component")]
+    fn check_together(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}

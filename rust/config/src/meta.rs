@@ -1,0 +1,49 @@
+//! Settings of the `MetaService`.
+
+use crate::component::component;
+use crate::endpoint::Endpoint;
+use crate::error::ConfigError;
+
+component! {
+    /// Settings of the `MetaService`: `conf/meta.toml`, `MEMCACHE_META_<KEY>`.
+    MetaConfig, "meta", "MEMCACHE_META_", "Settings of the MetaService (memcache-meta).";
+    /// Address to listen on. Port 0 takes any free port. Unix sockets serve the same user and root only.
+    listen: Endpoint = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 7411 },
+        "\"host:port\", \"[v6]:port\", \"unix:/path\" or \"unix-abstract:name\"", |_| true;
+    /// How long a writer has between reserving space and sealing it, in milliseconds.
+    reservation_ttl_ms: u64 = 20_000, "100 to 3600000", |ms| (100..=3_600_000).contains(ms);
+    /// How long located objects stay in place for their reader, in milliseconds.
+    lease_ms: u64 = 10_000, "10 to 600000", |ms| (10..=600_000).contains(ms);
+    /// How often a node is asked to tell that it lives, in milliseconds.
+    heartbeat_ms: u64 = 1_000, "10 to 60000", |ms| (10..=60_000).contains(ms);
+    /// Silence after which a node counts as dead and its objects as gone, in milliseconds. At least twice heartbeat_ms.
+    node_dead_ms: u64 = 5_000, "20 to 600000", |ms| (20..=600_000).contains(ms);
+    /// Part of a node's memory in use at which eviction starts.
+    eviction_high_watermark: f64 = 0.95, "a number above 0, up to 1", |part| *part > 0.0 && *part <= 1.0;
+    /// Part of a node's memory in use at which eviction stops. Below eviction_high_watermark.
+    eviction_low_watermark: f64 = 0.90, "a number from 0, below 1", |part| *part >= 0.0 && *part < 1.0;
+    /// What is logged to stderr: a level or a filter such as "info,memcache_meta=debug".
+    log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
+}
+
+impl MetaConfig {
+    fn check_together(&self) -> Result<(), ConfigError> {
+        if self.eviction_low_watermark >= self.eviction_high_watermark {
+            return Err(ConfigError::Conflict {
+                message: format!(
+                    "eviction_low_watermark = {} must be below eviction_high_watermark = {}",
+                    self.eviction_low_watermark, self.eviction_high_watermark
+                ),
+            });
+        }
+        if self.node_dead_ms < self.heartbeat_ms.saturating_mul(2) {
+            return Err(ConfigError::Conflict {
+                message: format!(
+                    "node_dead_ms = {} must be at least twice heartbeat_ms = {}",
+                    self.node_dead_ms, self.heartbeat_ms
+                ),
+            });
+        }
+        Ok(())
+    }
+}

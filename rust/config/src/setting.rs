@@ -1,0 +1,208 @@
+//! The kinds of values a key may have.
+
+use memcache_types::ByteCount;
+use toml::Value;
+
+use crate::endpoint::Endpoint;
+
+/// A value that TOML, the environment and code can give.
+pub(crate) trait Setting: Sized {
+    /// From a value of a TOML file.
+    fn from_value(value: &Value) -> Option<Self>;
+
+    /// From text: an environment variable or a `key=value` override.
+    fn from_text(text: &str) -> Option<Self>;
+
+    /// As it would stand in a TOML file.
+    fn to_value(&self) -> Value;
+}
+
+impl Setting for u64 {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_integer().and_then(|number| number.try_into().ok())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().replace('_', "").parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Integer(i64::try_from(*self).unwrap_or(i64::MAX))
+    }
+}
+
+impl Setting for u16 {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_integer().and_then(|number| number.try_into().ok())
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Integer(i64::from(*self))
+    }
+}
+
+impl Setting for f64 {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Float(number) => Some(*number),
+            Value::Integer(0) => Some(0.0),
+            Value::Integer(1) => Some(1.0),
+            _ => None,
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Float(*self)
+    }
+}
+
+impl Setting for bool {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_bool()
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text.trim().to_ascii_lowercase().as_str() {
+            "true" | "1" | "yes" | "on" => Some(true),
+            "false" | "0" | "no" | "off" => Some(false),
+            _ => None,
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        Value::Boolean(*self)
+    }
+}
+
+impl Setting for String {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_str().map(str::to_owned)
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        Some(text.to_owned())
+    }
+
+    fn to_value(&self) -> Value {
+        Value::String(self.clone())
+    }
+}
+
+impl Setting for ByteCount {
+    fn from_value(value: &Value) -> Option<Self> {
+        match value {
+            Value::Integer(bytes) => u64::try_from(*bytes).ok().map(Self::new),
+            Value::String(text) => text.parse().ok(),
+            _ => None,
+        }
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        match self.get() {
+            0 => Value::Integer(0),
+            _ => Value::String(self.to_string()),
+        }
+    }
+}
+
+impl Setting for Endpoint {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_str().and_then(Self::from_text)
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        text.trim().parse().ok()
+    }
+
+    fn to_value(&self) -> Value {
+        Value::String(self.to_string())
+    }
+}
+
+/// The empty text stands for "none".
+impl Setting for Option<Endpoint> {
+    fn from_value(value: &Value) -> Option<Self> {
+        value.as_str().and_then(Self::from_text)
+    }
+
+    fn from_text(text: &str) -> Option<Self> {
+        match text.trim() {
+            "" => Some(None),
+            text => text.parse().ok().map(Some),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        Value::String(self.as_ref().map(ToString::to_string).unwrap_or_default())
+    }
+}
+
+macro_rules! choice {
+    ($(#[$doc:meta])* $name:ident { $($(#[$item_doc:meta])* $item:ident = $text:literal),+ $(,)? }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        pub enum $name {
+            $($(#[$item_doc])* $item),+
+        }
+
+        impl $name {
+            /// The word for it in files and in code.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$item => $text),+
+                }
+            }
+        }
+
+        impl Setting for $name {
+            fn from_value(value: &Value) -> Option<Self> {
+                value.as_str().and_then(Self::from_text)
+            }
+
+            fn from_text(text: &str) -> Option<Self> {
+                match text.trim() {
+                    $($text => Some(Self::$item),)+
+                    _ => None,
+                }
+            }
+
+            fn to_value(&self) -> Value {
+                Value::String(self.as_str().to_owned())
+            }
+        }
+    };
+}
+
+choice! {
+    /// How the bytes of a node are reached.
+    Protocol {
+        /// Shared memory on the same host, TCP otherwise, chosen for each peer.
+        Auto = "auto",
+        /// Shared memory only: peers on other hosts are not reached.
+        HostShm = "host_shm",
+        /// TCP only, also on the same host.
+        HostTcp = "host_tcp",
+    }
+}
+
+choice! {
+    /// When payload checksums are made and verified.
+    ChecksumPolicy {
+        /// On every write and every read.
+        Always = "always",
+        /// Never: generation and length are still compared.
+        Off = "off",
+    }
+}

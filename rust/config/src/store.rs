@@ -1,0 +1,62 @@
+//! Settings of a client.
+
+use std::path::{Path, PathBuf};
+
+use memcache_types::ByteCount;
+use memcache_types::limits::NODE_NAME_BYTES_MAX;
+
+use crate::component::component;
+use crate::endpoint::Endpoint;
+use crate::error::ConfigError;
+use crate::layers::FILE_VARIABLE;
+use crate::local::{is_host, is_lendable};
+use crate::setting::{ChecksumPolicy, Protocol};
+
+component! {
+    /// Settings of a client of the pool: `conf/store.toml`, `MEMCACHE_<KEY>`.
+    StoreConfig, "store", "MEMCACHE_", "Settings of a client of the pool (memcache.Store and the engine connectors).";
+    /// Address of the MetaService. Empty: this process hosts one itself.
+    meta_address: Option<Endpoint> = None,
+        "\"host:port\", \"[v6]:port\", \"unix:/path\", \"unix-abstract:name\" or empty", |_| true;
+    /// Which processes of this host share a hosted MetaService: those with the same pool_id. Empty: this process alone. Without meaning when meta_address is set.
+    pool_id: String = String::new(), "up to 256 bytes", |id| id.len() <= 256;
+    /// Host memory to lend to the pool. 0 lends nothing.
+    lend_bytes: ByteCount = ByteCount::new(0),
+        "0 or a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| is_lendable(bytes);
+    /// How peers are reached.
+    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
+    /// Name of this node for humans. Empty: host name and process id.
+    node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
+    /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.
+    data_host: String = String::new(), "a host name or address without port, or empty", |host| is_host(host);
+    /// Deadline of a call that names none, in milliseconds.
+    timeout_ms: u64 = 5_000, "1 to 3600000", |ms| (1..=3_600_000).contains(ms);
+    /// When payload checksums are made and verified. Generation and length are always compared.
+    checksum: ChecksumPolicy = ChecksumPolicy::Always, "\"always\" or \"off\"", |_| true;
+    /// Back lent memory with huge pages. Fails at start when the system has not enough of them.
+    huge_pages: bool = false, "true or false", |_| true;
+    /// Threads that move bytes. 0: as many as cores, at most 4.
+    transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
+}
+
+impl StoreConfig {
+    /// As [`Self::load`], with the file that `MEMCACHE_CONFIG` names in `environment` where `file` is none.
+    pub fn load_or_env_file(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (String, String)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
+        let environment: Vec<(String, String)> = environment.into_iter().collect();
+        let named = environment
+            .iter()
+            .find(|(variable, path)| variable == FILE_VARIABLE && !path.is_empty())
+            .map(|(_, path)| PathBuf::from(path));
+        let file = file.map(Path::to_owned).or(named);
+        Self::load(file.as_deref(), environment, overrides)
+    }
+
+    #[allow(clippy::unused_self, clippy::unnecessary_wraps, reason = "the same shape for every component")]
+    fn check_together(&self) -> Result<(), ConfigError> {
+        Ok(())
+    }
+}
