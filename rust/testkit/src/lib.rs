@@ -1,1 +1,11 @@
-//! placeholder
+//! The bench: what tests of several crates share. Nothing that ships names this crate.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`rng`] | a small seeded generator, so that every failure can be played again |
+//! | [`arena`] | local memory cut into random pieces, with guard bytes between them |
+//! | [`transport_suite`] | what every [`Link`](memcache_transport::Link) must do |
+
+pub mod arena;
+pub mod rng;
+pub mod transport_suite;
