@@ -27,6 +27,7 @@ def available_memory() -> int:
 
 def automatic_lend(ranks: int, available: int | None = None) -> int:
     """Bytes each of ``ranks`` processes of one host lends: together an eighth of the available memory, at most
-    4 GiB; each at least 64 MiB. A multiple of 1 MiB."""
+    4 GiB; each at least 64 MiB. A multiple of 1 MiB.
+    """
     total = min(LEND_MOST, (available_memory() if available is None else available) // LEND_SHARE)
     return max(LEND_LEAST, total // max(ranks, 1) // MIB * MIB)

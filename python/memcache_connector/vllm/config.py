@@ -104,8 +104,8 @@ class ConnectorConfig:
         return cls(**values, store=store)
 
 
-def _checked(key: str, value: Any, kind: type) -> Any:
-    if kind is int and isinstance(value, bool) or not isinstance(value, kind):
+def _checked(key: str, value: Any, kind: type[Any]) -> Any:
+    if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
         raise ConnectorConfigError(f"kv_connector_extra_config: {key} is a {kind.__name__}, got {value!r}")
     if kind is int and value < 0:
         raise ConnectorConfigError(f"kv_connector_extra_config: {key} must not be negative, got {value}")

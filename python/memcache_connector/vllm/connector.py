@@ -8,18 +8,11 @@ import weakref
 from typing import TYPE_CHECKING, Any
 
 import vllm
+
 from memcache_connector.vllm.version import check
 
 check(vllm.__version__)  # Before the rest: a clear error, not an ImportError of some name that older versions lack.
 
-from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, store_overrides
-from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
-from memcache_connector.vllm.identity import identity_fields
-from memcache_connector.vllm.log import logger
-from memcache_connector.vllm.metadata import MemCacheMetadata, MemCacheWorkerMetadata
-from memcache_connector.vllm.scheduler import SchedulerSide
-from memcache_connector.vllm.stats import MemCachePromMetrics, MemCacheStats
-from memcache_connector.vllm.worker import WorkerSide
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -29,9 +22,17 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
+from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, store_overrides
+from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
+from memcache_connector.vllm.identity import identity_fields
+from memcache_connector.vllm.log import logger
+from memcache_connector.vllm.metadata import MemCacheMetadata, MemCacheWorkerMetadata
+from memcache_connector.vllm.scheduler import SchedulerSide
+from memcache_connector.vllm.stats import MemCachePromMetrics, MemCacheStats
+from memcache_connector.vllm.worker import WorkerSide
+
 if TYPE_CHECKING:
     import torch
-
     from vllm.config import VllmConfig
     from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
     from vllm.forward_context import ForwardContext
@@ -209,7 +210,7 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
             side.drain(1.0)
             return bool(reset())
 
-        kv_cache_manager.reset_prefix_cache = reset_prefix_cache  # type: ignore[method-assign]
+        kv_cache_manager.reset_prefix_cache = reset_prefix_cache  # noqa: B010: not an assignment to a method
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens the pool holds beyond ``num_computed_tokens``; (None, False) while that is being asked."""

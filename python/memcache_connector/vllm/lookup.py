@@ -80,7 +80,8 @@ class PrefixLookup:
     def prepare(self, hashes: Sequence[bytes], tokens: int) -> Lookup:
         """The look-up of a request of ``tokens`` tokens, at least one of which has to be computed."""
         geometry = self._geometry
-        units = min(max(tokens - 1, 0) // geometry.unit_tokens, len(hashes) * geometry.hash_tokens // geometry.unit_tokens)
+        tokens = min(max(tokens - 1, 0), len(hashes) * geometry.hash_tokens)
+        units = tokens // geometry.unit_tokens
         return Lookup(units, self._keys(hashes, units) if units else np.empty((0, 0), dtype=np.uint8))
 
     def _keys(self, hashes: Sequence[bytes], units: int) -> KeyMatrix:
@@ -176,18 +177,19 @@ class PrefixLookup:
     def _reachable(self, have: npt.NDArray[np.bool_], local_units: int) -> int:
         """The longest prefix, in units, of which ``have`` (shape ``(units, columns)``) holds all that is read."""
         geometry = self._geometry
-        units = have.shape[0]
+        rows = units = int(have.shape[0])
         missing: list[npt.NDArray[np.int64]] = []
         column = 0
         for group in geometry.groups:
             blocks, slots = geometry.blocks_per_unit(group), len(geometry.slots(group))
-            part = have[:, column : column + blocks * slots].reshape(units * blocks, slots).all(axis=1)
+            part = have[:, column : column + blocks * slots].reshape(rows * blocks, slots)
+            absent: npt.NDArray[np.bool_] = np.logical_not(part.all(axis=1))
+            absent[: local_units * blocks] = False
             column += blocks * slots
-            part[: local_units * blocks] = True
-            if group.window is None:
-                absent = np.flatnonzero(~part)
-                units = min(units, int(absent[0]) // blocks if absent.size else units)
-            missing.append(np.concatenate(([0], np.cumsum(~part))))
+            counts = np.concatenate(([0], np.cumsum(absent)))
+            if group.window is None and counts[-1]:
+                units = min(units, int(np.argmax(absent)) // blocks)
+            missing.append(counts)
         while units > local_units:
             tokens = units * geometry.unit_tokens
             if all(

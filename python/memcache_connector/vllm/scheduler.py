@@ -49,7 +49,8 @@ class RequestState:
 
 class SchedulerSide:
     """Plans loads and saves. All calls come from the engine's scheduler thread; none waits for the pool longer than
-    ``lookup_wait_ms`` a step."""
+    ``lookup_wait_ms`` a step.
+    """
 
     def __init__(
         self,
@@ -226,8 +227,7 @@ class SchedulerSide:
     def _unsaved(self, state: RequestState, tokens: int) -> int:
         """Blocks of the first ``tokens`` tokens that were not offered yet."""
         return sum(
-            max(0, end - cursor)
-            for end, cursor in zip(self._block_ends(state, tokens), state.cursors, strict=True)
+            max(0, end - cursor) for end, cursor in zip(self._block_ends(state, tokens), state.cursors, strict=True)
         )
 
     def _block_ends(self, state: RequestState, tokens: int) -> list[int]:

@@ -50,7 +50,7 @@ class MemCacheStats(KVConnectorStats):
     """Counts by name; those of several ranks and steps add up."""
 
     def reset(self) -> None:
-        self.data = {}
+        self.data: dict[str, Any] = {}
 
     def is_empty(self) -> bool:
         return not any(self.data.values())
@@ -70,9 +70,7 @@ class MemCachePromMetrics(KVConnectorPromMetrics):
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
         self._counters: dict[str, Any] = {
-            name: self._counter_cls(
-                name=f"vllm:memcache_{name}", documentation=meaning, labelnames=self._labelnames
-            )
+            name: self._counter_cls(name=f"vllm:memcache_{name}", documentation=meaning, labelnames=self._labelnames)
             for name, meaning in COUNTERS.items()
         }
 

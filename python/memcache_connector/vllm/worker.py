@@ -119,8 +119,7 @@ class WorkerSide:
         timeout_ms, silent = self._config.load_timeout_ms, int(memcache.GetStatus.UNAVAILABLE)
         for plan in orders.loads:
             self._loads[plan.req_id] = [
-                self._submit("get_blocks_async", orders.key_prefix, blocks, timeout_ms, silent)
-                for blocks in plan.parts
+                self._submit("get_blocks_async", orders.key_prefix, blocks, timeout_ms, silent) for blocks in plan.parts
             ]
 
     def start_saves(self, orders: MemCacheMetadata) -> None:
@@ -221,7 +220,7 @@ class WorkerSide:
         """Note whether the pool answered: the scheduler's circuit breaker lives of it."""
         import memcache
 
-        if not len(statuses) or part.completion is None and self._unusable:
+        if not len(statuses) or (part.completion is None and self._unusable):
             return
         silent = (int(memcache.GetStatus.UNAVAILABLE), int(memcache.GetStatus.TIMEOUT))
         if np.isin(statuses, silent).any():
@@ -280,9 +279,7 @@ def _distinct(kv_caches: dict[str, Any], layers: Sequence[str]) -> list[torch.Te
         if tensor is None:
             raise UnusableCache(f"no KV-cache tensor for layer {layer}")
         if tensor.device.type != "cpu":
-            raise UnusableCache(
-                f"the KV cache is in {tensor.device.type} memory; this version moves host memory only"
-            )
+            raise UnusableCache(f"the KV cache is in {tensor.device.type} memory; this version moves host memory only")
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if place not in seen:
             seen.add(place)
