@@ -17,7 +17,9 @@ BLOCK_TOKENS = 32
 ENGINE_BLOCKS = 128
 SEQUENCES_MAX = 4
 DONORS = 2
-DONOR_BYTES = "256MB"
+# Twice what the workload's blocks take up, so that the pool, like the best possible cache, forgets nothing.
+DONOR_MEGABYTES_MIN = 256
+DONOR_MEGABYTES_PER_CONVERSATION = 3
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -74,8 +76,13 @@ def meta_command(port: int) -> list[str]:
     return [sys.executable, "-m", "memcache.meta", "--set", f"listen={HOST}:{port}"]
 
 
-def local_command(meta_port: int, name: str) -> list[str]:
-    settings = (f"meta_address={HOST}:{meta_port}", f"lend_bytes={DONOR_BYTES}", f"node_name={name}")
+def donor_bytes(conversations: int) -> str:
+    """How much each LocalService lends for a workload of that size."""
+    return f"{max(DONOR_MEGABYTES_MIN, DONOR_MEGABYTES_PER_CONVERSATION * conversations)}MB"
+
+
+def local_command(meta_port: int, name: str, lend_bytes: str) -> list[str]:
+    settings = (f"meta_address={HOST}:{meta_port}", f"lend_bytes={lend_bytes}", f"node_name={name}")
     return [sys.executable, "-m", "memcache.local", *(word for setting in settings for word in ("--set", setting))]
 
 
@@ -85,7 +92,11 @@ def transfer_config(role: str, meta_port: int) -> dict[str, object]:
         "kv_connector": "MemCacheConnector",
         "kv_role": role,
         "kv_load_failure_policy": "recompute",
-        "kv_connector_extra_config": {"meta_address": f"{HOST}:{meta_port}"},
+        "kv_connector_extra_config": {
+            "meta_address": f"{HOST}:{meta_port}",
+            "lend_bytes": 0,  # the pool is the LocalServices' memory and outlives the engines
+            "max_pinned_blocks": ENGINE_BLOCKS,  # a prompt may take half of this small cache, and all of it is saved
+        },
     }
 
 

@@ -105,10 +105,11 @@ class Demo:
 
     async def _start_pool(self, processes: Processes) -> None:
         await self._start_meta(processes)
+        lend = components.donor_bytes(self._options.conversations)
         for number in range(components.DONORS):
             name = f"local-{number}"
-            processes.start(name, components.local_command(self._meta_port, name), components.environment())
-        self._progress.say(f"pool: one MetaService, {components.DONORS} LocalServices of {components.DONOR_BYTES} each")
+            processes.start(name, components.local_command(self._meta_port, name, lend), components.environment())
+        self._progress.say(f"pool: one MetaService, {components.DONORS} LocalServices that lend {lend} each")
 
     async def _start_meta(self, processes: Processes) -> None:
         meta = processes.start("meta", components.meta_command(self._meta_port), components.environment())
