@@ -106,7 +106,7 @@ class ConnectorConfig:
 
 def _checked(key: str, value: Any, kind: type[Any]) -> Any:
     if (kind is int and isinstance(value, bool)) or not isinstance(value, kind):
-        raise ConnectorConfigError(f"kv_connector_extra_config: {key} is a {kind.__name__}, got {value!r}")
+        raise ConnectorConfigError(f"kv_connector_extra_config: {key} has to be {kind.__name__}, got {value!r}")
     if kind is int and value < 0:
         raise ConnectorConfigError(f"kv_connector_extra_config: {key} must not be negative, got {value}")
     return value

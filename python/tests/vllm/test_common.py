@@ -1,0 +1,122 @@
+"""Keys, circuit breaker, lending, settings: no engine, no pool."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from memcache_connector.common.breaker import CircuitBreaker
+from memcache_connector.common.keys import Slot, chain_keys, fingerprint, hash_matrix, slot_keys
+from memcache_connector.common.lend import LEND_LEAST, LEND_MOST, automatic_lend
+from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, pool_id
+
+PREFIX = fingerprint({"model": "tiny"})
+HASHES = [bytes([number]) * 32 for number in range(4)]
+
+
+def test_a_key_is_fingerprint_slot_and_hash() -> None:
+    keys = slot_keys(PREFIX, Slot(1, 2, 3), hash_matrix(HASHES))
+    assert keys.shape == (4, 54)
+    assert [bytes(key) for key in keys] == [PREFIX + bytes([0, 1, 0, 2, 0, 3]) + name for name in HASHES]
+
+
+def test_chain_keys_interleave_slots_unit_by_unit() -> None:
+    columns = [(Slot(0, 0, shard), hash_matrix(HASHES)) for shard in range(2)]
+    keys = [bytes(key) for key in chain_keys(PREFIX, columns)]
+    assert keys == [PREFIX + Slot(0, 0, shard).encode() + name for name in HASHES for shard in range(2)]
+
+
+def test_every_field_decides_the_fingerprint() -> None:
+    fields = {"a": "1", "b": "2"}
+    others = [{"a": "1"}, {"a": "1", "b": "3"}, {"a": "12", "b": ""}, {"a1": "", "b": "2"}, {"b": "1", "a": "2"}]
+    assert len({fingerprint(other) for other in [fields, *others]}) == 1 + len(others)
+    assert fingerprint({"b": "2", "a": "1"}) == fingerprint(fields)
+
+
+@pytest.mark.parametrize("hashes", [[b"", b""], [b"ab", b"abc"], [b"x" * 300]])
+def test_hashes_that_make_no_key(hashes: list[bytes]) -> None:
+    with pytest.raises(ValueError):
+        hash_matrix(hashes)
+
+
+def test_no_hashes_make_no_rows() -> None:
+    assert hash_matrix([]).shape[0] == 0
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_the_breaker_waits_longer_after_each_failed_probe() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(1000, 3000, clock)
+    assert breaker.allow()
+    assert breaker.failure() and not breaker.failure(), "failures of one moment open it once"
+    waits = []
+    for _ in range(4):
+        start = clock.now
+        while not breaker.allow():
+            clock.now += 1
+        waits.append(clock.now - start)
+        assert not breaker.allow(), "one probe a back-off"
+        breaker.failure()
+    assert waits == [1, 2, 3, 3]
+    breaker.success()
+    assert breaker.allow() and not breaker.open
+
+
+def test_a_probe_without_answer_is_followed_by_another() -> None:
+    clock = Clock()
+    breaker = CircuitBreaker(100, 300, clock)
+    breaker.failure()
+    clock.now = 0.1
+    assert breaker.allow()
+    clock.now = 0.2
+    assert breaker.allow()
+
+
+@pytest.mark.parametrize(
+    ("available", "ranks", "lend"),
+    [(1 << 40, 1, LEND_MOST), (1 << 40, 4, LEND_MOST // 4), (8 << 30, 2, 512 << 20), (1 << 20, 8, LEND_LEAST)],
+)
+def test_automatic_lending(available: int, ranks: int, lend: int) -> None:
+    assert automatic_lend(ranks, available) == lend
+
+
+def test_settings_of_connector_and_store_come_apart() -> None:
+    config = ConnectorConfig.parse({"lookup_timeout_ms": 7, "meta_address": "a:1", "lend_bytes": "1GB"})
+    assert config.lookup_timeout_ms == 7
+    assert config.store == {"meta_address": "a:1", "lend_bytes": "1GB"}
+    assert config.load_timeout_ms == ConnectorConfig().load_timeout_ms
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({"meta_adress": "a:1"}, "unknown key 'meta_adress'; did you mean 'meta_address'"),
+        ({"lookup_timeout": 5}, "did you mean 'lookup_timeout_ms'"),
+        ({"zzz": 5}, "known keys: .*enable_lookup"),
+        ({"lookup_timeout_ms": "5"}, "lookup_timeout_ms has to be int, got '5'"),
+        ({"lookup_timeout_ms": True}, "lookup_timeout_ms has to be int"),
+        ({"lookup_timeout_ms": -1}, "must not be negative"),
+        ({"enable_lookup": 1}, "enable_lookup has to be bool"),
+        ({"store": {}}, "unknown key 'store'"),
+    ],
+)
+def test_bad_settings_are_named(extra: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConnectorConfigError, match=message):
+        ConnectorConfig.parse(extra)
+
+
+@pytest.mark.parametrize(("engine", "pool"), [("a-b", "a-b"), ("a-b_dp0", "a-b"), ("a-b_dp12", "a-b"), ("x_dp", "x_dp")])
+def test_data_parallel_ranks_share_an_embedded_pool(engine: str, pool: str) -> None:
+    assert pool_id(engine) == pool
+
+
+def test_an_empty_chain_has_the_right_width() -> None:
+    assert chain_keys(PREFIX, [(Slot(0), np.empty((0, 32), dtype=np.uint8))]).shape == (0, 54)
