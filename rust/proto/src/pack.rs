@@ -69,7 +69,11 @@ pub fn outcomes_to_wire<O: Into<i32> + Copy>(outcomes: &[O]) -> Vec<u8> {
 }
 
 /// Outcomes as they arrive, checked; `want` is the number of keys asked about.
-pub fn outcomes_from_wire<O: TryFrom<i32>>(field: &'static str, bytes: &[u8], want: usize) -> Result<Vec<O>, WireError> {
+pub fn outcomes_from_wire<O: TryFrom<i32>>(
+    field: &'static str,
+    bytes: &[u8],
+    want: usize,
+) -> Result<Vec<O>, WireError> {
     expect_length(field, bytes.len(), want)?;
     bytes
         .iter()

@@ -74,11 +74,8 @@ impl FromStr for ByteCount {
         let (whole, fraction) = number.split_once('.').unwrap_or((&number, ""));
         let not_a_number = || ByteCountError::NotANumber { text: text.to_owned() };
         let too_large = || ByteCountError::TooLarge { text: text.to_owned() };
-        let whole: u64 = if whole.is_empty() && !fraction.is_empty() {
-            0
-        } else {
-            whole.parse().map_err(|_| not_a_number())?
-        };
+        let whole: u64 =
+            if whole.is_empty() && !fraction.is_empty() { 0 } else { whole.parse().map_err(|_| not_a_number())? };
         let mut bytes = whole.checked_mul(1 << shift).ok_or_else(too_large)?;
         if !fraction.is_empty() {
             let digits = u32::try_from(fraction.len()).ok().filter(|digits| *digits <= 9).ok_or_else(not_a_number)?;

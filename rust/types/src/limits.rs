@@ -19,7 +19,10 @@ pub const SEGMENT_BYTES_MAX: u64 = 1 << 48;
 pub const EXTENT_ALIGN: u64 = 64;
 
 /// Bytes at the end of every extent that say what it holds. One cache line.
-pub const TRAILER_BYTES: u64 = 64;
+pub const TRAILER_BYTES: u64 = TRAILER_LEN as u64;
+
+/// [`TRAILER_BYTES`] as an array length.
+pub const TRAILER_LEN: usize = 64;
 
 /// Most pieces one object may be gathered from or scattered to.
 pub const PIECES_MAX: usize = 1 << 20;

@@ -91,8 +91,10 @@ mod tests {
 
     #[test]
     fn adjacent_pieces_merge_and_empty_ones_vanish() {
-        let list: ScatterList =
-            [(100, 10), (110, 5), (0, 0), (200, 1), (199, 1)].map(|(address, bytes)| Piece { address, bytes }).into_iter().collect();
+        let list: ScatterList = [(100, 10), (110, 5), (0, 0), (200, 1), (199, 1)]
+            .map(|(address, bytes)| Piece { address, bytes })
+            .into_iter()
+            .collect();
         assert_eq!(
             list.pieces(),
             [Piece { address: 100, bytes: 15 }, Piece { address: 200, bytes: 1 }, Piece { address: 199, bytes: 1 }]

@@ -1,0 +1,277 @@
+//! Lending memory: a segment, the servers that let peers reach it, and membership in the pool.
+
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use memcache_memory::{Segment, SegmentOptions};
+use memcache_proto::pb::{self, reply, request};
+use memcache_transport::{Fabric, ProtocolChoice, RegionServer, ServerOptions};
+use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
+use memcache_types::{Epoch, Incarnation, NodeId, Tier};
+use parking_lot::{Condvar, Mutex};
+
+use crate::book::{Book, BookError};
+use crate::error::{InvalidCall, StoreError};
+use crate::store::random_id;
+
+/// Longest wait for one answer about membership.
+const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Pause between attempts to join.
+const JOIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Longest wait for the book to hear that we leave.
+const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// What to lend and how others reach it.
+#[derive(Clone, Debug)]
+pub struct LocalOptions {
+    /// Size of the segment in bytes.
+    pub bytes: u64,
+    /// Name for people; cut at the limit.
+    pub name: String,
+    /// Which transports peers may use.
+    pub protocol: ProtocolChoice,
+    /// Address the data server listens on and advertises.
+    pub data_host: String,
+    /// Its port; 0 for any free one.
+    pub data_port: u16,
+    /// Use huge pages where there are any.
+    pub huge_pages: bool,
+    /// Touch all memory at the start, so that no put pays for it.
+    pub prefault: bool,
+}
+
+/// One lent segment. Joins the pool in the background, keeps up heartbeats, and joins again when the `MetaService`
+/// has forgotten it.
+pub struct LocalService {
+    node: NodeId,
+    server: Mutex<RegionServer>,
+    member: Arc<Member>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    process: u32,
+}
+
+struct Member {
+    book: Arc<Book>,
+    node: NodeId,
+    incarnation: Incarnation,
+    join: pb::Join,
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct State {
+    /// The life of the book that knows us.
+    joined: Option<Epoch>,
+    stopping: bool,
+}
+
+impl LocalService {
+    /// Lends a new segment. Returns once the memory is there and reachable; joining goes on in the background.
+    pub fn start(book: Arc<Book>, options: &LocalOptions) -> Result<Self, StoreError> {
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&options.bytes) {
+            let (bytes, min, max) = (options.bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
+            return Err(InvalidCall::SegmentSize { bytes, min, max }.into());
+        }
+        let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
+        let segment = Arc::new(Segment::create(options.bytes, &memory)?);
+        let server = RegionServer::start(
+            Arc::clone(&segment),
+            &ServerOptions {
+                protocols: options.protocol,
+                data_host: options.data_host.clone(),
+                data_port: options.data_port,
+            },
+        )?;
+        let node = NodeId::new(random_id()?);
+        let incarnation = Incarnation::new(now_nanos());
+        let join = pb::Join {
+            node: node.get(),
+            incarnation: incarnation.get(),
+            name: cut(&options.name, NODE_NAME_BYTES_MAX),
+            segments: vec![pb::JoinSegment {
+                bytes: options.bytes,
+                tier: tier_to_wire(Tier::Dram),
+                descriptor: server.descriptor().encode(),
+            }],
+            previous_epoch: 0,
+        };
+        let member =
+            Arc::new(Member { book, node, incarnation, join, state: Mutex::default(), changed: Condvar::new() });
+        let runner = Arc::clone(&member);
+        let thread = std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?;
+        Ok(Self {
+            node,
+            server: Mutex::new(server),
+            member,
+            thread: Mutex::new(Some(thread)),
+            process: std::process::id(),
+        })
+    }
+
+    /// Who we are in the pool.
+    pub fn node(&self) -> NodeId {
+        self.node
+    }
+
+    /// Waits until the pool has accepted the memory; says whether it has.
+    pub fn wait_joined(&self, deadline: Instant) -> bool {
+        let mut state = self.member.state.lock();
+        while state.joined.is_none() && !state.stopping {
+            if self.member.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.joined.is_some()
+    }
+
+    /// Leaves the pool and stops serving; objects held here are gone.
+    pub fn stop(&self, deadline: Instant) {
+        let was_joined = {
+            let mut state = self.member.state.lock();
+            state.stopping = true;
+            state.joined.take().is_some()
+        };
+        self.member.changed.notify_all();
+        if self.process != std::process::id() {
+            return; // the thread and the servers belong to the parent
+        }
+        if was_joined {
+            let leave = pb::Leave { node: self.node.get(), incarnation: self.member.incarnation.get() };
+            let until = deadline.min(Instant::now() + LEAVE_TIMEOUT);
+            if let Err(error) = self.member.book.call(request::Body::Leave(leave), until) {
+                tracing::debug!(%error, "the MetaService did not hear that we leave; it will notice");
+            }
+        }
+        self.server.lock().stop();
+        if let Some(thread) = self.thread.lock().take() {
+            drop(thread.join());
+        }
+    }
+
+    /// Lets this process reach its own segment directly.
+    pub(crate) fn register_with(&self, fabric: &Fabric) {
+        fabric.register_local(&self.server.lock());
+    }
+}
+
+impl Drop for LocalService {
+    fn drop(&mut self) {
+        self.stop(Instant::now() + LEAVE_TIMEOUT);
+    }
+}
+
+impl fmt::Debug for LocalService {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LocalService").field("node", &self.node).finish_non_exhaustive()
+    }
+}
+
+impl Member {
+    fn run(&self) {
+        let mut previous: Option<Epoch> = None;
+        let mut period = JOIN_PAUSE;
+        loop {
+            let joined = self.state.lock().joined;
+            let pause = match joined {
+                None => match self.join(previous) {
+                    Ok((epoch, heartbeat)) => {
+                        self.set_joined(Some(epoch));
+                        previous = Some(epoch);
+                        period = heartbeat;
+                        period
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "not in the pool yet");
+                        JOIN_PAUSE
+                    }
+                },
+                Some(epoch) => match self.heartbeat(epoch) {
+                    Ok(true) => period,
+                    Ok(false) => {
+                        tracing::info!(node = %self.node, "the MetaService does not know this node; joining again");
+                        self.set_joined(None);
+                        Duration::ZERO
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "no heartbeat");
+                        JOIN_PAUSE
+                    }
+                },
+            };
+            if self.sleep(pause) {
+                return;
+            }
+        }
+    }
+
+    fn join(&self, previous: Option<Epoch>) -> Result<(Epoch, Duration), BookError> {
+        let join = pb::Join { previous_epoch: previous.map_or(0, Epoch::get), ..self.join.clone() };
+        let answer = self.book.call(request::Body::Join(join), Instant::now() + MEMBERSHIP_TIMEOUT)?;
+        match answer.body {
+            reply::Body::Join(reply) => {
+                tracing::info!(node = %self.node, address = %self.book.endpoint(), "joined the pool");
+                let period = Duration::from_millis(u64::from(reply.heartbeat_ms)).max(JOIN_PAUSE);
+                Ok((answer.epoch, period))
+            }
+            _ => Err(BookError::Refused("not a Join reply".to_owned())),
+        }
+    }
+
+    /// Whether the book still knows us, in the same life.
+    fn heartbeat(&self, epoch: Epoch) -> Result<bool, BookError> {
+        let beat = pb::Heartbeat { node: self.node.get(), incarnation: self.incarnation.get() };
+        let answer = self.book.call(request::Body::Heartbeat(beat), Instant::now() + MEMBERSHIP_TIMEOUT)?;
+        match answer.body {
+            reply::Body::Heartbeat(reply) => Ok(reply.joined && answer.epoch == epoch),
+            _ => Err(BookError::Refused("not a Heartbeat reply".to_owned())),
+        }
+    }
+
+    fn set_joined(&self, epoch: Option<Epoch>) {
+        let mut state = self.state.lock();
+        if !state.stopping {
+            state.joined = epoch;
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Sleeps; says whether to stop.
+    fn sleep(&self, pause: Duration) -> bool {
+        let until = Instant::now() + pause;
+        let mut state = self.state.lock();
+        while !state.stopping {
+            if self.changed.wait_until(&mut state, until).timed_out() {
+                break;
+            }
+        }
+        state.stopping
+    }
+}
+
+fn tier_to_wire(tier: Tier) -> u32 {
+    match tier {
+        Tier::Hbm => 1,
+        Tier::Dram => 2,
+        Tier::Ssd => 3,
+    }
+}
+
+fn now_nanos() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+    u64::try_from(since.as_nanos()).unwrap_or(u64::MAX)
+}
+
+/// The longest start of `text` within `bytes` bytes.
+fn cut(text: &str, bytes: usize) -> String {
+    let mut end = text.len().min(bytes);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text[..end].to_owned()
+}

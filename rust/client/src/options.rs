@@ -1,0 +1,118 @@
+//! From settings as people write them to options as the code wants them.
+
+use std::net::{ToSocketAddrs, UdpSocket};
+use std::thread::available_parallelism;
+
+use memcache_config::{ChecksumPolicy, Endpoint, LocalConfig, Protocol, StoreConfig};
+use memcache_transport::ProtocolChoice;
+
+use crate::local_service::LocalOptions;
+use crate::store::{Checksums, StoreOptions};
+
+/// Most threads one call copies with unless told otherwise: memory is saturated before.
+const TRANSFER_THREADS_DEFAULT_MAX: usize = 4;
+
+const LOOPBACK: &str = "127.0.0.1";
+
+impl StoreOptions {
+    /// Options for a store whose `MetaService` is at `endpoint`.
+    pub fn from_config(config: &StoreConfig, endpoint: Endpoint) -> Self {
+        let bytes = config.lend_bytes.get();
+        let lend = (bytes > 0).then(|| LocalOptions {
+            bytes,
+            name: node_name(&config.node_name),
+            protocol: choice(config.protocol),
+            data_host: data_host(&config.data_host, &endpoint),
+            data_port: 0,
+            huge_pages: config.huge_pages,
+            prefault: true,
+        });
+        let cores = available_parallelism().map_or(1, std::num::NonZero::get);
+        let transfer_threads = match usize::try_from(config.transfer_threads) {
+            Ok(threads) if threads > 0 => threads,
+            _ => cores.min(TRANSFER_THREADS_DEFAULT_MAX),
+        };
+        let checksums = match config.checksum {
+            ChecksumPolicy::Always => Checksums::Always,
+            ChecksumPolicy::Off => Checksums::Off,
+        };
+        Self { endpoint, lend, protocol: choice(config.protocol), checksums, transfer_threads }
+    }
+}
+
+impl LocalOptions {
+    /// Options of a standalone `LocalService`.
+    pub fn from_config(config: &LocalConfig) -> Self {
+        Self {
+            bytes: config.lend_bytes.get(),
+            name: node_name(&config.node_name),
+            protocol: choice(config.protocol),
+            data_host: data_host(&config.data_host, &config.meta_address),
+            data_port: config.data_port,
+            huge_pages: config.huge_pages,
+            prefault: config.prefault,
+        }
+    }
+}
+
+fn choice(protocol: Protocol) -> ProtocolChoice {
+    match protocol {
+        Protocol::Auto => ProtocolChoice::Auto,
+        Protocol::HostShm => ProtocolChoice::HostShm,
+        Protocol::HostTcp => ProtocolChoice::HostTcp,
+    }
+}
+
+fn node_name(configured: &str) -> String {
+    if !configured.is_empty() {
+        return configured.to_owned();
+    }
+    let uname = rustix::system::uname();
+    format!("{}:{}", uname.nodename().to_string_lossy(), std::process::id())
+}
+
+/// The address peers are told: as configured, or loopback where the `MetaService` is on this host, or the one this
+/// host would use to reach it.
+fn data_host(configured: &str, endpoint: &Endpoint) -> String {
+    match endpoint {
+        _ if !configured.is_empty() => configured.to_owned(),
+        Endpoint::Tcp { host, port } if !endpoint.is_local() => {
+            route_towards(host, *port).unwrap_or_else(|| LOOPBACK.to_owned())
+        }
+        _ => LOOPBACK.to_owned(),
+    }
+}
+
+/// Our own address on the way to `host`. Connecting a datagram socket picks the route and sends nothing.
+fn route_towards(host: &str, port: u16) -> Option<String> {
+    (host, port).to_socket_addrs().ok()?.find_map(|remote| {
+        let any = if remote.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" };
+        let socket = UdpSocket::bind(any).ok()?;
+        socket.connect(remote).ok()?;
+        Some(socket.local_addr().ok()?.ip().to_string())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn peers_are_told_an_address_they_can_use() {
+        let near: Endpoint = "127.0.0.1:7411".parse().unwrap();
+        let far: Endpoint = "203.0.113.7:7411".parse().unwrap();
+        assert_eq!(data_host("", &near), LOOPBACK);
+        assert_eq!(data_host("node7", &far), "node7");
+        assert_eq!(data_host("", &"unix-abstract:x".parse().unwrap()), LOOPBACK);
+    }
+
+    #[test]
+    fn a_store_lends_only_what_it_is_told_to() {
+        let endpoint: Endpoint = "127.0.0.1:7411".parse().unwrap();
+        let config = StoreConfig::default();
+        let options = StoreOptions::from_config(&config, endpoint);
+        assert!(options.lend.is_none());
+        assert!(options.transfer_threads >= 1);
+        assert_eq!(options.checksums, Checksums::Always);
+    }
+}

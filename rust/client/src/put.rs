@@ -1,0 +1,278 @@
+//! Storing a batch: reserve, write, seal.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memcache_memory::{Checksum, Trailer, checksum_pieces};
+use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
+use memcache_proto::pb;
+use memcache_transport::{Protocol, TransportError};
+use memcache_types::{
+    Extent, Generation, GlobalAddress, KeyBatch, KeyDigest, PutStatus, ReservationId, SegmentId, extent_bytes,
+};
+
+use crate::book::BookError;
+use crate::buffer::Buffers;
+use crate::directory::LinkError;
+use crate::error::StoreError;
+use crate::stats::add;
+use crate::store::{Checksums, Inner};
+use crate::transfer::{Group, Move, write};
+
+/// Space granted for one key.
+struct Ticket {
+    index: usize,
+    reservation: ReservationId,
+    extent: Extent,
+    generation: Generation,
+}
+
+/// What the book granted: a status for every key it did not grant, and tickets for the others.
+struct Granted {
+    statuses: Vec<PutStatus>,
+    tickets: Vec<Ticket>,
+    /// No write may start after this: the space may go to somebody else some time later.
+    write_until: Instant,
+}
+
+impl Inner {
+    /// Stores one object a key; see [`Store::put`](crate::Store::put).
+    pub(crate) fn put(
+        &self,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        exclusive: bool,
+        deadline: Instant,
+    ) -> Result<Vec<PutStatus>, StoreError> {
+        self.check_call(keys, sources)?;
+        if keys.is_empty() {
+            return Ok(Vec::new());
+        }
+        let started = Instant::now();
+        let statuses = match self.reserve(keys, sources, exclusive, deadline) {
+            Ok(granted) => self.fill(keys, sources, granted, deadline)?,
+            Err(BookError::Refused(message)) => return Err(self.book.error(BookError::Refused(message))),
+            Err(error) => vec![put_failure(&error); keys.len()],
+        };
+        self.count_put(sources, &statuses, started);
+        Ok(statuses)
+    }
+
+    fn reserve(
+        &self,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        exclusive: bool,
+        deadline: Instant,
+    ) -> Result<Granted, BookError> {
+        let mut payload_bytes: Vec<u64> = sources.lists().iter().map(memcache_types::ScatterList::bytes).collect();
+        if payload_bytes.iter().all(|bytes| *bytes == payload_bytes[0]) {
+            payload_bytes.truncate(1);
+        }
+        let near = self.near();
+        let request = pb::Reserve { keys: Some(keys_to_wire(keys)), payload_bytes, near, exclusive };
+        let answer = self.book.call(pb::request::Body::Reserve(request), deadline)?;
+        let pb::reply::Body::Reserve(reply) = answer.body else {
+            return Err(BookError::Refused("not a Reserve reply".to_owned()));
+        };
+        grants(&reply, sources, answer.sent).map_err(|error| BookError::Refused(error.to_string()))
+    }
+
+    /// Writes what was granted and seals what was written.
+    fn fill(
+        &self,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        granted: Granted,
+        deadline: Instant,
+    ) -> Result<Vec<PutStatus>, StoreError> {
+        let Granted { mut statuses, tickets, write_until } = granted;
+        if tickets.is_empty() {
+            return Ok(statuses);
+        }
+        let segments = tickets.iter().map(|ticket| ticket.extent.segment());
+        let mut links = self.directory.links(&self.book, &self.fabric, segments, deadline);
+        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        let mut abandoned: Vec<u64> = Vec::new();
+        for ticket in &tickets {
+            match links.get_mut(&ticket.extent.segment()) {
+                Some(Ok(link)) => {
+                    let one = self.write_of(ticket, keys, sources);
+                    let group = groups
+                        .entry(ticket.extent.segment())
+                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
+                    group.moves.push(one);
+                }
+                Some(Err(error)) => {
+                    statuses[ticket.index] = unreachable_status(error);
+                    abandoned.push(ticket.reservation.get());
+                }
+                None => abandoned.push(ticket.reservation.get()),
+            }
+        }
+        let groups = groups.into_values().collect();
+        let by_index: HashMap<usize, ReservationId> =
+            tickets.iter().map(|ticket| (ticket.index, ticket.reservation)).collect();
+        let mut sealable: Vec<(usize, u64)> = Vec::with_capacity(tickets.len());
+        for (index, protocol, outcome) in write(&self.workers, &self.stats, groups, sources, deadline.min(write_until))
+        {
+            match outcome {
+                Ok(()) => sealable.push((index, by_index[&index].get())),
+                Err(error) => {
+                    tracing::debug!(%error, %protocol, "a put could not write");
+                    statuses[index] = write_failure(&error);
+                    if writer_is_done(protocol) {
+                        abandoned.push(by_index[&index].get());
+                    }
+                }
+            }
+        }
+        self.abort(abandoned);
+        self.seal(&sealable, &mut statuses, deadline)?;
+        Ok(statuses)
+    }
+
+    fn write_of(&self, ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
+        let list = sources.list(ticket.index);
+        let checksum = match self.checksums {
+            // SAFETY: `Buffers` was made under the promise that its pieces may be read while its owner lives, and the
+            // caller holds it.
+            Checksums::Always => Checksum::Crc32c(unsafe { checksum_pieces(list) }),
+            Checksums::Off => Checksum::None,
+        };
+        let trailer = Trailer {
+            digest: KeyDigest::of(keys.get(ticket.index)),
+            generation: ticket.generation,
+            payload_bytes: list.bytes(),
+            checksum,
+        };
+        Move { index: ticket.index, extent: ticket.extent, payload_bytes: list.bytes(), trailer: trailer.encode() }
+    }
+
+    fn seal(&self, sealable: &[(usize, u64)], statuses: &mut [PutStatus], deadline: Instant) -> Result<(), StoreError> {
+        if sealable.is_empty() {
+            return Ok(());
+        }
+        let reservations = sealable.iter().map(|(_, reservation)| *reservation).collect();
+        let answer = match self.book.call(pb::request::Body::Seal(pb::Seal { reservations }), deadline) {
+            Ok(answer) => answer,
+            Err(error) => {
+                for (index, _) in sealable {
+                    statuses[*index] = put_failure(&error);
+                }
+                return Ok(());
+            }
+        };
+        let pb::reply::Body::Seal(reply) = answer.body else {
+            return Err(self.book.error(BookError::Refused("not a Seal reply".to_owned())));
+        };
+        let outcomes = outcomes_from_wire::<pb::SealOutcome>("outcomes", &reply.outcomes, sealable.len())?;
+        for ((index, _), outcome) in sealable.iter().zip(outcomes) {
+            statuses[*index] = match outcome {
+                pb::SealOutcome::Sealed => PutStatus::Stored,
+                pb::SealOutcome::SealPresent => PutStatus::Present,
+                pb::SealOutcome::SealLost | pb::SealOutcome::SealUnknown => PutStatus::Lost,
+            };
+        }
+        Ok(())
+    }
+
+    /// Gives space back without waiting: if the message is lost the reservation runs out by itself.
+    fn abort(&self, reservations: Vec<u64>) {
+        if !reservations.is_empty() {
+            let body = pb::request::Body::Abort(pb::Abort { reservations });
+            self.book.submit(body, Instant::now() + Duration::from_secs(1), drop);
+        }
+    }
+
+    fn count_put(&self, sources: &Buffers, statuses: &[PutStatus], started: Instant) {
+        let stats = &self.stats;
+        for (list, status) in sources.lists().iter().zip(statuses) {
+            match status {
+                PutStatus::Stored => {
+                    add(&stats.put_objects, 1);
+                    add(&stats.put_bytes, list.bytes());
+                }
+                PutStatus::Present | PutStatus::Pending => add(&stats.put_present, 1),
+                _ => add(&stats.put_failures, 1),
+            }
+        }
+        add(&stats.put_ns, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Reads the packed reply into tickets and statuses.
+fn grants(
+    reply: &pb::ReserveReply,
+    sources: &Buffers,
+    sent: Instant,
+) -> Result<Granted, memcache_proto::pack::WireError> {
+    let outcomes = outcomes_from_wire::<pb::ReserveOutcome>("outcomes", &reply.outcomes, sources.len())?;
+    let granted = outcomes.iter().filter(|outcome| **outcome == pb::ReserveOutcome::Reserved).count();
+    expect_length("reservations", reply.reservations.len(), granted)?;
+    expect_length("segments", reply.segments.len(), granted)?;
+    expect_length("offsets", reply.offsets.len(), granted)?;
+    expect_length("generations", reply.generations.len(), granted)?;
+    let mut statuses = Vec::with_capacity(outcomes.len());
+    let mut tickets = Vec::with_capacity(granted);
+    for (index, outcome) in outcomes.into_iter().enumerate() {
+        statuses.push(match outcome {
+            pb::ReserveOutcome::Reserved | pb::ReserveOutcome::ReserveUnknown => PutStatus::Unavailable,
+            pb::ReserveOutcome::ReservePresent => PutStatus::Present,
+            pb::ReserveOutcome::ReservePending => PutStatus::Pending,
+            pb::ReserveOutcome::ReserveNoSpace => PutStatus::NoSpace,
+            pb::ReserveOutcome::ReserveTooLarge => PutStatus::TooLarge,
+        });
+        if outcome != pb::ReserveOutcome::Reserved {
+            continue;
+        }
+        let at = tickets.len();
+        let address = GlobalAddress::new(SegmentId::new(reply.segments[at]), reply.offsets[at]);
+        let Ok(extent) = Extent::new(address, extent_bytes(sources.list(index).bytes())) else {
+            return Err(memcache_proto::pack::WireError::Missing { field: "valid offset" });
+        };
+        tickets.push(Ticket {
+            index,
+            reservation: ReservationId::new(reply.reservations[at]),
+            extent,
+            generation: Generation::new(reply.generations[at]),
+        });
+    }
+    // Half of the ticket's life: a write that starts then has as long again before the space can go elsewhere.
+    let write_until = sent + Duration::from_millis(u64::from(reply.ttl_ms)) / 2;
+    Ok(Granted { statuses, tickets, write_until })
+}
+
+fn put_failure(error: &BookError) -> PutStatus {
+    match error {
+        BookError::Unavailable(_) => PutStatus::Unavailable,
+        BookError::Timeout { .. } => PutStatus::Timeout,
+        BookError::Refused(_) => PutStatus::Invalid,
+    }
+}
+
+fn unreachable_status(error: &LinkError) -> PutStatus {
+    match error {
+        LinkError::Book(error) => put_failure(error),
+        LinkError::Transport(TransportError::Timeout { .. }) => PutStatus::Timeout,
+        LinkError::Gone | LinkError::Transport(_) => PutStatus::Unavailable,
+    }
+}
+
+fn write_failure(error: &TransportError) -> PutStatus {
+    match error {
+        TransportError::Timeout { .. } => PutStatus::Timeout,
+        TransportError::InvalidOp { .. } => PutStatus::Invalid,
+        _ => PutStatus::Unavailable,
+    }
+}
+
+/// Whether no byte of a failed write can still land: then its space may be given back at once. Bytes on their way
+/// through a socket may; that space waits until the reservation has run out and been kept aside.
+fn writer_is_done(protocol: Protocol) -> bool {
+    match protocol {
+        Protocol::Local | Protocol::HostShm => true,
+        Protocol::HostTcp => false,
+    }
+}

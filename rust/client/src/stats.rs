@@ -1,0 +1,68 @@
+//! What this client has done, counted.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counters of one store, from its opening on.
+        #[derive(Debug, Default)]
+        pub(crate) struct Stats { $(pub(crate) $name: AtomicU64,)* }
+
+        /// Counters at one moment.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        pub struct StatsSnapshot { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Stats {
+            pub(crate) fn snapshot(&self) -> StatsSnapshot {
+                StatsSnapshot { $($name: self.$name.load(Ordering::Relaxed),)* }
+            }
+        }
+
+        impl StatsSnapshot {
+            /// Name and value of every counter.
+            pub fn entries(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+    };
+}
+
+counters! {
+    /// Objects stored.
+    put_objects,
+    /// Payload bytes stored.
+    put_bytes,
+    /// Objects that were there already.
+    put_present,
+    /// Objects that could not be stored, for whatever reason.
+    put_failures,
+    /// Nanoseconds spent in puts, summed over calls.
+    put_ns,
+    /// Objects read.
+    get_objects,
+    /// Payload bytes read.
+    get_bytes,
+    /// Keys that were not there.
+    get_misses,
+    /// Keys whose read failed, for whatever reason.
+    get_failures,
+    /// Reads whose trailer or checksum did not match.
+    get_corrupt,
+    /// Nanoseconds spent in gets, summed over calls.
+    get_ns,
+    /// Prefix and existence lookups.
+    lookups,
+    /// Lookups that failed or timed out.
+    lookup_failures,
+    /// Payload bytes moved inside this process.
+    local_bytes,
+    /// Payload bytes moved through shared memory.
+    host_shm_bytes,
+    /// Payload bytes moved through TCP.
+    host_tcp_bytes,
+}
+
+/// Adds to a counter.
+pub(crate) fn add(counter: &AtomicU64, value: u64) {
+    counter.fetch_add(value, Ordering::Relaxed);
+}

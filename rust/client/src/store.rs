@@ -1,0 +1,319 @@
+//! The client: everything a process does with the pool goes through one of these.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use memcache_config::Endpoint;
+use memcache_transport::{Fabric, FabricOptions, ProtocolChoice};
+use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX};
+use memcache_types::{ClientId, GetStatus, KeyBatch, NodeId, PutStatus};
+
+use crate::book::Book;
+use crate::buffer::Buffers;
+use crate::completion::{Completion, completion};
+use crate::directory::Directory;
+use crate::error::{InvalidCall, StoreError};
+use crate::get::Located;
+use crate::jobs::Workers;
+use crate::local_service::{LocalOptions, LocalService};
+use crate::lookup::Shared;
+use crate::stats::{Stats, StatsSnapshot};
+
+/// Whole calls that may wait for a thread; more are refused as unavailable.
+const JOBS_MAX: usize = 4096;
+
+/// Copying shares that may wait for a thread; more are done by the caller itself.
+const SHARES_MAX: usize = 1024;
+
+/// Threads that run whole puts, and as many that run whole gets: loads never queue behind saves.
+const JOB_THREADS: usize = 2;
+
+/// How long a new store waits for its own memory to be accepted before it goes on without.
+const JOIN_WAIT: Duration = Duration::from_secs(2);
+
+/// Whether objects carry a checksum of their payload.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Checksums {
+    /// Written by every put, verified by every get.
+    Always,
+    /// Neither. The trailer's generation and length are still compared.
+    Off,
+}
+
+/// How to open a store.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Where the `MetaService` is.
+    pub endpoint: Endpoint,
+    /// Memory this process lends, if any.
+    pub lend: Option<LocalOptions>,
+    /// Which transports may be used.
+    pub protocol: ProtocolChoice,
+    /// Checksum policy.
+    pub checksums: Checksums,
+    /// Threads that copy for one call, this one included; at least 1.
+    pub transfer_threads: usize,
+}
+
+/// A client of one pool. Cheap to share by reference; all methods may be called from any thread.
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+pub(crate) struct Inner {
+    pub(crate) book: Arc<Book>,
+    pub(crate) fabric: Fabric,
+    pub(crate) directory: Directory,
+    pub(crate) workers: Workers,
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) checksums: Checksums,
+    put_jobs: Workers,
+    get_jobs: Workers,
+    local: Option<LocalService>,
+    closed: AtomicBool,
+    process: u32,
+}
+
+impl Store {
+    /// Opens a store. Does not fail when nobody answers at the endpoint: calls then say so, and work once somebody does.
+    ///
+    /// Lending memory takes the time to touch all of it.
+    pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let book = Book::open(options.endpoint.clone(), ClientId::new(random_id()?))?;
+        let fabric = Fabric::new(FabricOptions { choice: options.protocol, ..FabricOptions::default() });
+        let local = match &options.lend {
+            Some(lend) => {
+                let local = LocalService::start(Arc::clone(&book), lend)?;
+                local.register_with(&fabric);
+                local.wait_joined(Instant::now() + JOIN_WAIT);
+                Some(local)
+            }
+            None => None,
+        };
+        let inner = Inner {
+            book,
+            fabric,
+            directory: Directory::new(),
+            workers: Workers::new("memcache-copy", options.transfer_threads.max(1), SHARES_MAX),
+            stats: Arc::default(),
+            checksums: options.checksums,
+            put_jobs: Workers::new("memcache-put", JOB_THREADS, JOBS_MAX),
+            get_jobs: Workers::new("memcache-get", JOB_THREADS, JOBS_MAX),
+            local,
+            closed: AtomicBool::new(false),
+            process: std::process::id(),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Stores one object a key and says for each what became of it.
+    ///
+    /// With `exclusive` a key that another writer holds is left to that writer ([`PutStatus::Pending`]); without, both
+    /// write and the first to seal wins.
+    pub fn put(
+        &self,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        exclusive: bool,
+        deadline: Instant,
+    ) -> Result<Vec<PutStatus>, StoreError> {
+        self.inner()?.put(keys, sources, exclusive, deadline)
+    }
+
+    /// Reads one object a key into its target and says for each what became of it. A target whose status is not
+    /// [`GetStatus::Hit`] holds nothing of use.
+    pub fn get(&self, keys: &KeyBatch, targets: &Buffers, deadline: Instant) -> Result<Vec<GetStatus>, StoreError> {
+        self.inner()?.get(keys, targets, deadline)
+    }
+
+    /// Finds objects and holds them in place, for a caller that must know their sizes first.
+    pub fn locate(&self, keys: &KeyBatch, deadline: Instant) -> Result<Located, StoreError> {
+        let inner = self.inner()?;
+        inner.locate_raw(keys, deadline).map_err(|error| inner.book.error(error))
+    }
+
+    /// Reads what [`locate`](Self::locate) found. Give absent keys an empty target.
+    pub fn read(
+        &self,
+        located: &Located,
+        keys: &KeyBatch,
+        targets: &Buffers,
+        deadline: Instant,
+    ) -> Result<Vec<GetStatus>, StoreError> {
+        self.inner()?.read(located, keys, targets, deadline)
+    }
+
+    /// [`put`](Self::put) without waiting. The sources are held until the transfer has ended.
+    pub fn put_async(
+        &self,
+        keys: KeyBatch,
+        sources: Buffers,
+        exclusive: bool,
+        deadline: Instant,
+    ) -> Result<Completion<Shared<Vec<PutStatus>>>, StoreError> {
+        let inner = self.inner()?;
+        inner.check_call(&keys, &sources)?;
+        let refused = vec![PutStatus::Unavailable; keys.len()];
+        let work = move |inner: &Inner| inner.put(&keys, &sources, exclusive, deadline);
+        Ok(run_job(&inner, &inner.put_jobs, refused, work))
+    }
+
+    /// [`get`](Self::get) without waiting. The targets are held until the transfer has ended.
+    pub fn get_async(
+        &self,
+        keys: KeyBatch,
+        targets: Buffers,
+        deadline: Instant,
+    ) -> Result<Completion<Shared<Vec<GetStatus>>>, StoreError> {
+        let inner = self.inner()?;
+        inner.check_call(&keys, &targets)?;
+        let refused = vec![GetStatus::Unavailable; keys.len()];
+        let work = move |inner: &Inner| inner.get(&keys, &targets, deadline);
+        Ok(run_job(&inner, &inner.get_jobs, refused, work))
+    }
+
+    /// What this store has done so far.
+    pub fn stats(&self) -> StatsSnapshot {
+        self.inner.stats.snapshot()
+    }
+
+    /// The connection to the `MetaService`.
+    pub fn book(&self) -> &Arc<Book> {
+        &self.inner.book
+    }
+
+    /// The node this store lends memory as, if it does.
+    pub fn node(&self) -> Option<NodeId> {
+        self.inner.local.as_ref().map(LocalService::node)
+    }
+
+    /// Ends the store: later calls fail, queued jobs resolve as unavailable, running ones are waited for until the
+    /// deadline. Says whether all ended. What was lent leaves the pool.
+    pub fn close(&self, deadline: Instant) -> bool {
+        let inner = &self.inner;
+        if inner.closed.swap(true, Ordering::AcqRel) {
+            return true;
+        }
+        inner.shut_down(deadline)
+    }
+
+    pub(crate) fn inner(&self) -> Result<Arc<Inner>, StoreError> {
+        let inner = &self.inner;
+        let used = std::process::id();
+        if used != inner.process {
+            return Err(StoreError::Forked { opened: inner.process, used });
+        }
+        if inner.closed.load(Ordering::Acquire) {
+            return Err(StoreError::Closed);
+        }
+        Ok(Arc::clone(inner))
+    }
+}
+
+/// Runs a call on a job thread. The completion resolves in every case: also when the queue is full, or when the
+/// store is closed before the job's turn.
+fn run_job<T: Send + Sync + 'static>(
+    inner: &Arc<Inner>,
+    jobs: &Workers,
+    refused: T,
+    work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
+) -> Completion<Shared<T>> {
+    let (resolver, done) = completion();
+    let mut guard = ResolveOnDrop { resolver: Some(resolver), refused: Some(refused) };
+    let owner = Arc::downgrade(inner);
+    let job = Box::new(move || {
+        if let Some(inner) = owner.upgrade() {
+            let result = work(&inner);
+            guard.resolve(result);
+        }
+    });
+    drop(jobs.submit(job));
+    done
+}
+
+/// Resolves with the refusal if the job is dropped without having run.
+struct ResolveOnDrop<T> {
+    resolver: Option<crate::completion::Resolver<Shared<T>>>,
+    refused: Option<T>,
+}
+
+impl<T> ResolveOnDrop<T> {
+    fn resolve(&mut self, result: Result<T, StoreError>) {
+        if let Some(resolver) = self.resolver.take() {
+            resolver.resolve(Arc::new(result));
+        }
+    }
+}
+
+impl<T> Drop for ResolveOnDrop<T> {
+    fn drop(&mut self) {
+        if let Some(refused) = self.refused.take() {
+            self.resolve(Ok(refused));
+        }
+    }
+}
+
+impl Inner {
+    /// The node to place objects on, as the wire has it: 0 for none.
+    pub(crate) fn near(&self) -> u64 {
+        self.local.as_ref().map_or(0, |local| local.node().get())
+    }
+
+    /// Arguments are checked before anything moves.
+    pub(crate) fn check_call(&self, keys: &KeyBatch, buffers: &Buffers) -> Result<(), StoreError> {
+        if keys.len() != buffers.len() {
+            return Err(InvalidCall::Count { keys: keys.len(), others: buffers.len(), what: "values" }.into());
+        }
+        for (index, list) in buffers.lists().iter().enumerate() {
+            if list.bytes() > OBJECT_BYTES_MAX {
+                let (bytes, limit) = (list.bytes(), OBJECT_BYTES_MAX);
+                return Err(InvalidCall::TooLarge { index, bytes, limit }.into());
+            }
+            if !list.is_within_limits() {
+                let pieces = list.pieces().len();
+                return Err(InvalidCall::TooManyPieces { index, pieces, limit: PIECES_MAX }.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn shut_down(&self, deadline: Instant) -> bool {
+        let puts = self.put_jobs.stop(deadline);
+        let gets = self.get_jobs.stop(deadline);
+        let copies = self.workers.stop(deadline);
+        if let Some(local) = &self.local {
+            local.stop(deadline);
+        }
+        self.book.close();
+        puts && gets && copies
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        // In a forked child everything here belongs to the parent's threads.
+        if self.inner.process == std::process::id() {
+            self.close(Instant::now() + Duration::from_secs(2));
+        }
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("book", &self.inner.book).field("node", &self.node()).finish_non_exhaustive()
+    }
+}
+
+/// A number nobody else has.
+pub(crate) fn random_id() -> Result<u64, std::io::Error> {
+    let mut bytes = [0u8; 8];
+    loop {
+        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
+        let id = u64::from_ne_bytes(bytes);
+        if id != 0 {
+            return Ok(id);
+        }
+    }
+}
