@@ -57,7 +57,8 @@ impl Arena {
 
     /// The bytes of the pieces, in order.
     pub fn object(&self) -> Vec<u8> {
-        self.pieces.iter().flat_map(|(start, bytes)| &self.bytes[*start..start + bytes]).copied().collect()
+        let parts: Vec<&[u8]> = self.pieces.iter().map(|(start, bytes)| &self.bytes[*start..start + bytes]).collect();
+        parts.concat()
     }
 
     /// Panics if a byte outside the pieces has changed.

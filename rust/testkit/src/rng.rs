@@ -1,6 +1,6 @@
 //! Numbers that look random and come out the same for the same seed.
 
-/// A SplitMix64 generator.
+/// A `SplitMix64` generator.
 #[derive(Clone, Debug)]
 pub struct Rng {
     state: u64,

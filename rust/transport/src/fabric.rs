@@ -126,7 +126,6 @@ impl Fabric {
         let is_near = self.host.is_same_host(&descriptor.host);
         match self.options.choice {
             ProtocolChoice::HostShm => self.open_shm(descriptor, deadline),
-            ProtocolChoice::HostTcp => self.open_tcp(descriptor, deadline),
             ProtocolChoice::Auto if is_near && descriptor.shm.is_some() => {
                 self.open_shm(descriptor, deadline).or_else(|error| {
                     if descriptor.tcp.is_none() {
@@ -138,7 +137,7 @@ impl Fabric {
                     self.open_tcp(descriptor, deadline)
                 })
             }
-            ProtocolChoice::Auto => self.open_tcp(descriptor, deadline),
+            ProtocolChoice::Auto | ProtocolChoice::HostTcp => self.open_tcp(descriptor, deadline),
         }
     }
 

@@ -99,15 +99,9 @@ pub(crate) enum More {
 pub(crate) unsafe fn send(fd: BorrowedFd<'_>, runs: &Runs, more: More) -> io::Result<Option<usize>> {
     let message = message(runs);
     let more = if more == More::Follows { libc::MSG_MORE } else { 0 };
-    loop {
-        // SAFETY: `message` points to `runs`, whose entries are readable by this function's contract.
-        let sent = unsafe {
-            libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more)
-        };
-        if let Some(done) = outcome(sent)? {
-            return Ok(done);
-        }
-    }
+    let flags = libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT | more;
+    // SAFETY: `message` points to `runs`, whose entries are readable by this function's contract.
+    without_waiting(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, flags) })
 }
 
 /// Receives into `runs` what has come; `None` if nothing has, `Some(0)` at the end of the stream.
@@ -116,13 +110,8 @@ pub(crate) unsafe fn send(fd: BorrowedFd<'_>, runs: &Runs, more: More) -> io::Re
 /// All runs are writable, and nothing in this process holds a reference to them.
 pub(crate) unsafe fn receive(fd: BorrowedFd<'_>, runs: &Runs) -> io::Result<Option<usize>> {
     let mut message = message(runs);
-    loop {
-        // SAFETY: `message` points to `runs`, whose entries are writable by this function's contract.
-        let received = unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) };
-        if let Some(done) = outcome(received)? {
-            return Ok(done);
-        }
-    }
+    // SAFETY: `message` points to `runs`, whose entries are writable by this function's contract.
+    without_waiting(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
 }
 
 fn message(runs: &Runs) -> libc::msghdr {
@@ -133,16 +122,18 @@ fn message(runs: &Runs) -> libc::msghdr {
     message
 }
 
-/// `None`: interrupted, try again. `Some(None)`: would have to wait.
-fn outcome(returned: isize) -> io::Result<Option<Option<usize>>> {
-    if let Ok(done) = usize::try_from(returned) {
-        return Ok(Some(Some(done)));
-    }
-    let error = io::Error::last_os_error();
-    match error.kind() {
-        io::ErrorKind::Interrupted => Ok(None),
-        io::ErrorKind::WouldBlock => Ok(Some(None)),
-        _ => Err(error),
+/// The bytes that a call moved; `None` if it would have had to wait.
+fn without_waiting(mut call: impl FnMut() -> isize) -> io::Result<Option<usize>> {
+    loop {
+        if let Ok(moved) = usize::try_from(call()) {
+            return Ok(Some(moved));
+        }
+        let error = io::Error::last_os_error();
+        match error.kind() {
+            io::ErrorKind::Interrupted => {}
+            io::ErrorKind::WouldBlock => return Ok(None),
+            _ => return Err(error),
+        }
     }
 }
 

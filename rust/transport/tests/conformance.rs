@@ -1,5 +1,7 @@
 //! The suite of `memcache-testkit` over every road within one process, and over a link with a flaw.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on stops")]
+
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};

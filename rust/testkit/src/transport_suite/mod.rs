@@ -26,30 +26,39 @@ pub const REGION_BYTES_MIN: u64 = 32 << 20;
 /// Far more than any case needs, even on a busy machine; a link that hangs fails instead of blocking the tests.
 const PATIENCE: Duration = Duration::from_secs(60);
 
+/// A rule, and the check of it.
+type Case = (&'static str, fn(&dyn Link));
+
+const CASES: [Case; 8] = [
+    ("what was written is read, from and to any pieces", moves::any_pieces),
+    ("a batch is many single operations", moves::batches),
+    ("the trailer stands at the end of the extent and is replaced", moves::trailers),
+    ("random operations agree with a model", moves::against_a_model),
+    ("operations that make no sense touch nothing", refusals::senseless_operations),
+    ("one bad operation leaves the others alone", refusals::mixed_batches),
+    ("after the deadline nothing happens", refusals::past_deadline),
+    ("callers do not disturb each other", torture::many_callers),
+];
+
 /// Runs the suite. `make_link` gives a link to one and the same region of at least [`REGION_BYTES_MIN`] bytes,
 /// which nobody else uses meanwhile. Panics with the first thing that is not as it should be.
 pub fn run(make_link: &dyn Fn() -> Arc<dyn Link>) {
     let link = make_link();
     assert!(link.capabilities().region_bytes >= REGION_BYTES_MIN, "the suite needs a larger region");
     assert_eq!(link.capabilities().protocol, link.protocol());
-    let cases: [(&str, fn(&dyn Link)); 8] = [
-        ("what was written is read, from and to any pieces", moves::any_pieces),
-        ("a batch is many single operations", moves::batches),
-        ("the trailer stands at the end of the extent and is replaced", moves::trailers),
-        ("random operations agree with a model", moves::against_a_model),
-        ("operations that make no sense touch nothing", refusals::senseless_operations),
-        ("one bad operation leaves the others alone", refusals::mixed_batches),
-        ("after the deadline nothing happens", refusals::past_deadline),
-        ("an open link says so", |link| assert!(link.is_open())),
-    ];
-    for (name, case) in cases {
-        eprintln!("{}: {name}", link.protocol());
+    for (name, case) in CASES {
+        tell(&*link, name);
         case(&*link);
     }
-    eprintln!("{}: readers never take mixed bytes for an object", link.protocol());
+    tell(&*link, "readers never take mixed bytes for an object");
     torture::mixed_bytes(&*link, &*make_link());
-    eprintln!("{}: callers do not disturb each other", link.protocol());
-    torture::many_callers(&*link);
+    assert!(link.is_open(), "a link that works says that it is closed");
+}
+
+/// Says what is being checked; seen only when it fails.
+#[allow(clippy::print_stderr, reason = "the test harness keeps it for failures")]
+fn tell(link: &dyn Link, name: &str) {
+    eprintln!("{}: {name}", link.protocol());
 }
 
 pub(crate) fn soon() -> Instant {

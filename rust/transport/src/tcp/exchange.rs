@@ -304,7 +304,7 @@ impl<'a> Lane<'a> {
         let reply = Reply::decode(&self.receiving.header).map_err(|NotAFrame(what)| nonsense(what))?;
         if reply.status == Status::Refused && reply.body_bytes <= TEXT_BYTES_MAX as u64 {
             // A refusal closes the connection and may answer no request in particular.
-        } else if reply.id != self.first_id + self.answered as u64 || self.answered >= self.sending.job + 1 {
+        } else if reply.id != self.first_id + self.answered as u64 || self.answered > self.sending.job {
             return Err(nonsense("a reply to another request"));
         }
         let job = self.jobs[self.answered];
