@@ -1,6 +1,7 @@
 """Object keys of KV blocks, built as byte matrices.
 
-A key is ``fingerprint (16 bytes) | slot (6 bytes) | block hash``. The fingerprint stands for everything that two
+A key is ``fingerprint (16 bytes) | slot (6 bytes) | block hash``. The fingerprint
+(:func:`memcache.store.fingerprint_digest`) stands for everything that two
 engines must have in common to read each other's blocks, the slot says which part of the model the object holds, the
 block hash is the engine's own chained hash of the tokens. With the longest block hash in use (32 bytes) a key has
 54 bytes; the pool's limit is 256.
@@ -8,9 +9,8 @@ block hash is the engine's own chained hash of the tokens. With the longest bloc
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -20,6 +20,8 @@ import numpy.typing as npt
 FINGERPRINT_BYTES = 16
 SLOT_BYTES = 6
 KEY_BYTES_MAX = 256
+BATCH_KEYS_MAX = 65_536
+"""Most keys the pool takes in one call."""
 
 KeyMatrix: TypeAlias = npt.NDArray[np.uint8]
 """Keys of one length: ``uint8`` of shape ``(number of keys, bytes of a key)``."""
@@ -42,17 +44,6 @@ class Slot:
     def encode(self) -> bytes:
         """The six bytes of this slot inside a key. Raises ``struct.error`` for a number outside 0..65535."""
         return _SLOT.pack(self.group, self.pipeline, self.shard)
-
-
-def fingerprint(fields: Mapping[str, str]) -> bytes:
-    """The 16 bytes that stand for ``fields``: equal exactly when all names and values are equal."""
-    digest = hashlib.sha256()
-    for name in sorted(fields):
-        for text in (name, fields[name]):
-            raw = text.encode()
-            digest.update(len(raw).to_bytes(4, "big"))
-            digest.update(raw)
-    return digest.digest()[:FINGERPRINT_BYTES]
 
 
 def hash_matrix(hashes: Sequence[bytes]) -> KeyMatrix:

@@ -24,7 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 
 from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, store_overrides
 from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
-from memcache_connector.vllm.identity import identity_fields
+from memcache_connector.vllm.identity import byte_order, identity_fields, layout_name
 from memcache_connector.vllm.log import logger
 from memcache_connector.vllm.metadata import MemCacheMetadata, MemCacheWorkerMetadata
 from memcache_connector.vllm.scheduler import SchedulerSide
@@ -86,7 +86,9 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
             self._scheduler = self._scheduler_side(config, geometry, store)
 
     def _worker_side(self, config: ConnectorConfig, geometry: Geometry, store: Any) -> WorkerSide:
-        worker = WorkerSide(config, geometry, read_place(self._vllm_config, self._kv_cache_config), store)
+        place = read_place(self._vllm_config, self._kv_cache_config)
+        order = byte_order(layout_name(self._vllm_config, self._kv_cache_config), self._kv_cache_config)
+        worker = WorkerSide(config, geometry, place, order, store)
         if self._vllm_config.parallel_config.world_size == 1:
             _local_workers[self._engine_id] = worker
         return worker

@@ -110,7 +110,7 @@ def read_geometry(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Ge
         raise UnsupportedModel("the model has no KV cache")
     shared = set(kv_cache_config.prefix_cacheable_group_ids)
     unit_tokens, hash_tokens = resolve_kv_cache_block_sizes(kv_cache_config, vllm_config)
-    hash_tokens = kv_cache_config.hash_block_size or hash_tokens
+    hash_tokens = getattr(kv_cache_config, "hash_block_size", None) or hash_tokens
     groups = []
     for index, group in enumerate(kv_cache_config.kv_cache_groups):
         if index not in shared:
@@ -119,16 +119,20 @@ def read_geometry(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> Ge
     drop_last_unit = _drafter_drops_blocks(vllm_config)
     if drop_last_unit and any(group.window is not None for group in groups):
         raise UnsupportedModel("EAGLE drafting with sliding-window groups")
-    replicas = max(1, kv_cache_config.kv_tp_replicas)
     return Geometry(
         groups=tuple(groups),
         unit_tokens=unit_tokens,
         hash_tokens=hash_tokens,
         num_blocks=kv_cache_config.num_blocks,
         pipeline_ranks=parallel.pipeline_parallel_size,
-        shards=parallel.tensor_parallel_size // replicas,
+        shards=parallel.tensor_parallel_size // _replicas(kv_cache_config),
         drop_last_unit=drop_last_unit,
     )
+
+
+def _replicas(kv_cache_config: KVCacheConfig) -> int:
+    """Consecutive tensor-parallel ranks that hold the same bytes (vLLM tells since 0.31)."""
+    return max(1, getattr(kv_cache_config, "kv_tp_replicas", 1))
 
 
 def first_spec(group: Any) -> Any:
@@ -181,5 +185,5 @@ def read_place(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> RankP
     tensor_ranks = parallel.tensor_parallel_size
     tensor_rank = parallel.rank % tensor_ranks
     pipeline = parallel.rank // tensor_ranks % parallel.pipeline_parallel_size
-    replicas = max(1, kv_cache_config.kv_tp_replicas)
+    replicas = _replicas(kv_cache_config)
     return RankPlace(pipeline, tensor_rank // replicas, tensor_rank % replicas == 0)

@@ -45,19 +45,17 @@ def identity_fields(
         + "/"
         + str(getattr(parallel, "cp_kv_cache_interleave_size", "")),
         "shards": str(geometry.shards),
-        "byte_order": byte_order(_layout_name(vllm_config, kv_cache_config), kv_cache_config),
+        "byte_order": byte_order(layout_name(vllm_config, kv_cache_config), kv_cache_config),
         "platform": _platform(vllm_config, geometry),
         "hash_algorithm": str(cache.prefix_caching_hash_algo),
         "hash_seed": _hash_seed(vllm_config),
         "hash_tokens": str(geometry.hash_tokens),
         "drafter": _drafter(vllm_config),
-        "groups": str(len(geometry.groups)),
+        "groups": _bounded(_describe_groups(kv_cache_config, geometry)),
     }
     if getattr(cache, "calculate_kv_scales", False):
         # The scales come from the first prompts this engine saw: no other engine has them.
         fields["kv_scales"] = _engine_id(vllm_config)
-    for group, vllm_group in zip(geometry.groups, kv_cache_config.kv_cache_groups, strict=True):
-        fields[f"group{group.index}"] = _describe(group.block_tokens, len(group.layers), first_spec(vllm_group))
     return fields
 
 
@@ -72,9 +70,28 @@ def byte_order(layout_name: str, kv_cache_config: KVCacheConfig) -> str:
     return "HN" if layout_name.index("H") < layout_name.index("N") else "NH"
 
 
-def _layout_name(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
+def layout_name(vllm_config: VllmConfig, kv_cache_config: KVCacheConfig) -> str:
+    """The physical layout vLLM chose, by its full name."""
     name = kv_cache_config.kv_cache_layout or vllm_config.cache_config.kv_cache_layout or "LBHNC"
     return {"NHD": "LBNHC", "HND": "LBHNC"}.get(name, name)
+
+
+def _describe_groups(kv_cache_config: KVCacheConfig, geometry: Geometry) -> str:
+    """Each group in the order of its index; equal neighbours are told once."""
+    texts: list[tuple[int, str]] = []
+    for group, vllm_group in zip(geometry.groups, kv_cache_config.kv_cache_groups, strict=True):
+        text = _describe(group.block_tokens, len(group.layers), first_spec(vllm_group))
+        if texts and texts[-1][1] == text:
+            texts[-1] = (texts[-1][0] + 1, text)
+        else:
+            texts.append((1, text))
+    return "; ".join(f"{count} x {text}" for count, text in texts)
+
+
+def _bounded(text: str) -> str:
+    """``text``, or a digest of it where it is longer than the pool takes (4096 bytes)."""
+    raw = text.encode()
+    return text if len(raw) <= 4096 else hashlib.sha256(raw).hexdigest()
 
 
 def _describe(block_tokens: int, layers: int, spec: Any) -> str:

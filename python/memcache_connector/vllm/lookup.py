@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from memcache_connector.common.breaker import CircuitBreaker
-from memcache_connector.common.keys import KeyMatrix, Slot, chain_keys, hash_matrix
+from memcache_connector.common.keys import BATCH_KEYS_MAX, KeyMatrix, Slot, chain_keys, hash_matrix
 from memcache_connector.vllm.config import ConnectorConfig
 from memcache_connector.vllm.geometry import Geometry
 from memcache_connector.vllm.log import logger
@@ -24,16 +24,13 @@ PRESENT = 1
 """Answer of ``exist_async`` for an object that can be read; 0 is absent, 2 is being written."""
 
 
-class Unknown:
-    """The pool gave no answer: the request is served as without a pool."""
-
-
-UNKNOWN = Unknown()
+ANSWER_SECONDS = 1.0
+"""How long an answer serves a request that vLLM asks about again because it had no blocks to give."""
 
 
 @dataclass
 class Lookup:
-    """The look-ups of one request, one after the other."""
+    """The look-ups of one request, one after the other, and what came of them."""
 
     units: int
     """Units of the prompt that can be loaded at all."""
@@ -45,6 +42,21 @@ class Lookup:
     deadline: float = 0.0
     retry_at: float = 0.0
     pending_until: float | None = None
+    answered_at: float | None = None
+    """When the outcome was known; None before."""
+
+    local_units: int = 0
+    """Units the engine had itself then."""
+
+    found: int | None = None
+    """The outcome: leading units that can be had from the pool (those the engine has count), or None when the pool
+    gave no answer and the request is to be served as without one."""
+
+    def stale(self, local_units: int) -> bool:
+        """Whether there is an outcome that no longer helps."""
+        if self.answered_at is None:
+            return False
+        return local_units != self.local_units or time.monotonic() > self.answered_at + ANSWER_SECONDS
 
 
 class PrefixLookup:
@@ -68,6 +80,7 @@ class PrefixLookup:
         self._store = store
         self._geometry = geometry
         self._prefix = key_prefix
+        self._columns = sum(geometry.blocks_per_unit(group) * len(geometry.slots(group)) for group in geometry.groups)
         self._config = config
         self._breaker = breaker
         self._counters = counters
@@ -81,7 +94,7 @@ class PrefixLookup:
         """The look-up of a request of ``tokens`` tokens, at least one of which has to be computed."""
         geometry = self._geometry
         tokens = min(max(tokens - 1, 0), len(hashes) * geometry.hash_tokens)
-        units = tokens // geometry.unit_tokens
+        units = min(tokens // geometry.unit_tokens, BATCH_KEYS_MAX // self._columns)
         return Lookup(units, self._keys(hashes, units) if units else np.empty((0, 0), dtype=np.uint8))
 
     def _keys(self, hashes: Sequence[bytes], units: int) -> KeyMatrix:
@@ -94,22 +107,28 @@ class PrefixLookup:
                 columns += [(slot, names[position::blocks]) for slot in self._geometry.slots(group)]
         return chain_keys(self._prefix, columns)
 
-    def poll(self, lookup: Lookup, local_units: int) -> int | Unknown | None:
-        """Units of the prompt that can be had from the pool (those below ``local_units`` the engine has itself).
-
-        None: not known yet, ask again. :data:`UNKNOWN`: the pool does not answer.
-        """
+    def poll(self, lookup: Lookup, local_units: int) -> bool:
+        """Whether ``lookup.found`` is known. ``local_units``: what the engine has itself."""
+        if lookup.answered_at is not None:
+            return True
         now = time.monotonic()
         if lookup.completion is None:
             if now < lookup.retry_at:
-                return None
+                return False
             if not self._start(lookup, now):
-                return UNKNOWN
-        if not self._wait(lookup):
-            if now < lookup.deadline:
-                return None
-            return self._failed("no answer within lookup_timeout_ms")
-        return self._finish(lookup, local_units, now)
+                return self._conclude(lookup, local_units, None)
+        if self._wait(lookup):
+            return self._finish(lookup, local_units, now)
+        if now < lookup.deadline:
+            return False
+        self._failed("no answer within lookup_timeout_ms")
+        return self._conclude(lookup, local_units, None)
+
+    @staticmethod
+    def _conclude(lookup: Lookup, local_units: int, found: int | None) -> bool:
+        lookup.answered_at = time.monotonic()
+        lookup.local_units, lookup.found = local_units, found
+        return True
 
     def _start(self, lookup: Lookup, now: float) -> bool:
         import memcache
@@ -138,13 +157,14 @@ class PrefixLookup:
         self._patience -= time.monotonic() - began
         return done
 
-    def _finish(self, lookup: Lookup, local_units: int, now: float) -> int | Unknown | None:
+    def _finish(self, lookup: Lookup, local_units: int, now: float) -> bool:
         import memcache
 
         try:
             answer = lookup.completion.result(timeout_ms=0)
         except memcache.MemCacheError as error:
-            return self._failed(str(error))
+            self._failed(str(error))
+            return self._conclude(lookup, local_units, None)
         lookup.completion = None
         self._breaker.success()
         present, promised = self._units(lookup, answer, local_units)
@@ -154,18 +174,17 @@ class PrefixLookup:
                 self._counters.add(pending_waits=1)
             if now < lookup.pending_until:
                 lookup.retry_at = now + PENDING_RETRY_SECONDS
-                return None
-        return present
+                return False
+        return self._conclude(lookup, local_units, present)
 
-    def _failed(self, why: str) -> Unknown:
+    def _failed(self, why: str) -> None:
         self._counters.add(lookup_failures=1)
         if self._breaker.failure():
             logger.warning("the MemCache pool does not answer (%s); serving goes on without it", why)
-        return UNKNOWN
 
     def _units(self, lookup: Lookup, answer: Any, local_units: int) -> tuple[int, int]:
         """Leading units present, and leading units present or being written."""
-        columns = lookup.keys.shape[0] // lookup.units
+        columns = self._columns
         if not self._geometry.windowed:
             present, promised = (int(count) // columns for count in answer)
             if self._geometry.drop_last_unit:

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from memcache.store import fingerprint_digest
 from memcache_connector.common.breaker import CircuitBreaker
-from memcache_connector.common.keys import fingerprint
 from memcache_connector.vllm.config import ConnectorConfig
 from memcache_connector.vllm.geometry import Geometry
 from memcache_connector.vllm.log import logger
-from memcache_connector.vllm.lookup import Lookup, PrefixLookup, Unknown
+from memcache_connector.vllm.lookup import Lookup, PrefixLookup
 from memcache_connector.vllm.metadata import GroupBlocks, LoadPlan, MemCacheMetadata, MemCacheWorkerMetadata
 from memcache_connector.vllm.saves import NULL_BLOCK, SaveLedger
 from memcache_connector.vllm.stats import Counters
@@ -24,6 +24,12 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.request import Request
+
+REOFFER_SECONDS = 5.0
+"""A prefix that the engine has itself is offered to the pool no more often than this."""
+
+REOFFER_PREFIXES = 4096
+"""Prefixes remembered for that."""
 
 BlockTable = Sequence[Sequence[int]]
 """Block ids of a request, one sequence per KV-cache group."""
@@ -46,6 +52,9 @@ class RequestState:
     computed: int = 0
     """Tokens whose KV the steps scheduled so far produce or have."""
 
+    next_full: int = 0
+    """Below this many computed tokens there is no further block to save."""
+
 
 class SchedulerSide:
     """Plans loads and saves. All calls come from the engine's scheduler thread; none waits for the pool longer than
@@ -67,9 +76,10 @@ class SchedulerSide:
         self._store = store
         self._saves = saves
         self._usable = True
-        self._prefix = fingerprint(fields)
+        self._prefix = fingerprint_digest(fields["model"], fields)
         self._states: dict[str, RequestState] = {}
         self._loads: list[LoadPlan] = []
+        self._offered: dict[bytes, float] = {}
         self.counters = Counters()
         self._breaker = CircuitBreaker(config.retry_ms, config.retry_max_ms)
         self._lookup = PrefixLookup(store, geometry, self._prefix, config, self._breaker, self.counters)
@@ -105,13 +115,14 @@ class SchedulerSide:
             except (memcache.Unavailable, memcache.Timeout):
                 continue
             except memcache.MemCacheError as error:
-                logger.warning("the fingerprint of this engine could not be registered: %s", error)
+                if not self._closed.is_set():
+                    logger.warning("the fingerprint of this engine could not be registered: %s", error)
                 return
             if differences:
                 logger.warning(
-                    "this engine cannot share KV with others that serve %s from the same pool; it differs in: %s",
+                    "this engine does not share KV with another that serves %s from the same pool; they differ in %s",
                     scope,
-                    "; ".join(str(difference) for difference in differences),
+                    "; ".join(f"{entry.name}: {entry.ours!r} here, {entry.theirs!r} there" for entry in differences),
                 )
             return
 
@@ -137,34 +148,56 @@ class SchedulerSide:
         if not self._config.enable_lookup or state.load_failed or request.skip_reading_prefix_cache:
             self._set_cursors(state, local_units)
             return 0, False
-        if state.lookup is None:
+        if state.lookup is None or state.lookup.stale(local_units):
             state.lookup = self._lookup.prepare(request.block_hashes, request.num_tokens)
         if state.lookup.units <= local_units:
-            # Nothing to gain. What the engine has itself may be gone from the pool: offer it again.
-            state.lookup = None
-            self._set_cursors(state, 0)
+            self._set_cursors(state, local_units if self._offered_lately(request, num_computed_tokens) else 0)
             return 0, False
-        units = self._lookup.poll(state.lookup, local_units)
-        if units is None:
+        if not self._lookup.poll(state.lookup, local_units):
             return None, False
-        state.lookup = None
-        if isinstance(units, Unknown):
+        units = state.lookup.found
+        if units is None:
             self._set_cursors(state, local_units)
             return 0, False
         self._set_cursors(state, units)
         tokens = max(0, units - local_units) * unit
         return tokens, tokens > 0
 
+    def _offered_lately(self, request: Request, tokens: int) -> bool:
+        """Whether this prefix, all of which the engine has itself, was offered to the pool a moment ago.
+
+        It may be gone from the pool, where other engines look for it; so it is offered again, but not with every
+        request that begins with it.
+        """
+        if not tokens:
+            return False
+        now = time.monotonic()
+        last = request.block_hashes[tokens // self._geometry.hash_tokens - 1]
+        if now < self._offered.get(last, 0.0) + REOFFER_SECONDS:
+            return True
+        if len(self._offered) >= REOFFER_PREFIXES:
+            self._offered.clear()
+        self._offered[last] = now
+        return False
+
     def _set_cursors(self, state: RequestState, units: int) -> None:
         state.cursors = [units * self._geometry.blocks_per_unit(group) for group in self._geometry.groups]
+        self._set_next_full(state)
+
+    def _set_next_full(self, state: RequestState) -> None:
+        state.next_full = min(
+            (cursor + 1) * group.block_tokens
+            for cursor, group in zip(state.cursors, self._geometry.groups, strict=True)
+        )
 
     # ---- loading ----------------------------------------------------------------------------------------------
 
     def allocated(self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int) -> None:
         """Blocks are allocated; the first ``num_external_tokens`` behind the local ones are to be loaded."""
+        state = self.state_of(request)
+        state.lookup = None
         if num_external_tokens <= 0:
             return
-        state = self.state_of(request)
         unit = self._geometry.unit_tokens
         first = state.local_tokens // unit
         end = -(-(state.local_tokens + num_external_tokens) // unit)
@@ -214,7 +247,7 @@ class SchedulerSide:
                 continue
             state.loading = False
             state.computed = state.request.num_computed_tokens + num_tokens
-            if not self._unsaved(state, state.computed):
+            if state.computed < state.next_full or not self._unsaved(state, state.computed):
                 continue
             if allowed is None:
                 allowed = self._breaker.allow()
@@ -248,6 +281,7 @@ class SchedulerSide:
                 state.cursors[position] = self._ledger.offer(
                     group, table, cursor, min(end, len(table)), state.request.block_hashes
                 )
+        self._set_next_full(state)
 
     def finished(self, request: Request, tables: BlockTable) -> None:
         """A request ends: offer what was not offered yet, as long as its blocks are there."""

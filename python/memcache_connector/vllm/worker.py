@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from memcache_connector.common.keys import Slot, hash_matrix, slot_keys
 from memcache_connector.vllm.config import ConnectorConfig
-from memcache_connector.vllm.geometry import Geometry, RankPlace
+from memcache_connector.vllm.geometry import Geometry, Group, RankPlace
 from memcache_connector.vllm.log import logger
 from memcache_connector.vllm.metadata import GroupBlocks, MemCacheMetadata, MemCacheWorkerMetadata, SaveJob
 from memcache_connector.vllm.stats import Counters
@@ -66,8 +66,11 @@ class WorkerSide:
     Without a ``store`` the worker still answers every order, with failure.
     """
 
-    def __init__(self, config: ConnectorConfig, geometry: Geometry, place: RankPlace, store: Any) -> None:
+    def __init__(
+        self, config: ConnectorConfig, geometry: Geometry, place: RankPlace, byte_order: str, store: Any
+    ) -> None:
         self._config = config
+        self._byte_order = byte_order
         self._geometry = geometry
         self._place = place
         self._store = store
@@ -92,8 +95,8 @@ class WorkerSide:
         try:
             for group in self._geometry.groups:
                 tensors = _distinct(kv_caches, group.layers)
-                views = [_view(tensor) for tensor in tensors]
-                layout = self._store.register_layout(views, num_blocks=self._geometry.num_blocks)
+                self._check_byte_order(group, tensors)
+                layout = self._store.register_layout(tensors, num_blocks=self._geometry.num_blocks)
                 self._layouts[group.index] = layout
                 logger.debug(
                     "KV-cache group %d: %d tensors, %d bytes and %d pieces a block",
@@ -105,6 +108,16 @@ class WorkerSide:
         except (memcache.MemCacheError, UnusableCache) as error:
             self._layouts.clear()
             self._give_up(str(error))
+
+    def _check_byte_order(self, group: Group, tensors: Sequence[torch.Tensor]) -> None:
+        """Refuse a cache that is not laid out as object keys say: other engines would read other bytes."""
+        for tensor in tensors:
+            heads, tokens = tensor.shape[-3], tensor.shape[-2]
+            found = "HN" if tensor.stride(-3) >= tensor.stride(-2) else "NH"
+            if heads > 1 and tokens > 1 and found != self._byte_order:
+                raise UnusableCache(
+                    f"group {group.index} keeps {found} order in memory where {self._byte_order} was announced"
+                )
 
     def _give_up(self, why: str) -> None:
         logger.error("this rank cannot keep KV in the MemCache pool: %s", why)
@@ -276,18 +289,10 @@ def _distinct(kv_caches: dict[str, Any], layers: Sequence[str]) -> list[torch.Te
         tensor = kv_caches.get(layer)
         if isinstance(tensor, (list, tuple)):
             tensor = tensor[0] if len(tensor) == 1 else None
-        if tensor is None:
-            raise UnusableCache(f"no KV-cache tensor for layer {layer}")
-        if tensor.device.type != "cpu":
-            raise UnusableCache(f"the KV cache is in {tensor.device.type} memory; this version moves host memory only")
+        if tensor is None or tensor.dim() < 4:
+            raise UnusableCache(f"layer {layer} has no KV-cache tensor of blocks, heads, tokens and content")
         place = (tensor.data_ptr(), tuple(tensor.shape))
         if place not in seen:
             seen.add(place)
             tensors.append(tensor)
     return tensors
-
-
-def _view(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...], int]:
-    """Address, shape, strides in bytes and item bytes: also for element types that numpy does not know."""
-    item = tensor.element_size()
-    return tensor.data_ptr(), tuple(tensor.shape), tuple(stride * item for stride in tensor.stride()), item

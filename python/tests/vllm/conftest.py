@@ -27,17 +27,12 @@ if MISSING:
     collect_ignore_glob = ["test_*.py"]
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """The marker of all tests here."""
-    config.addinivalue_line("markers", "vllm: needs a vLLM that runs on this machine")
-
-
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what lives in this folder."""
     here = Path(__file__).parent
     for item in items:
         if here in item.path.parents:
-            item.add_marker(pytest.mark.vllm)
+            item.add_marker(pytest.mark.e2e if item.path.name == "test_disagg.py" else pytest.mark.vllm)
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
@@ -86,7 +81,8 @@ class Engine:
                 "kv_role": "kv_both",
                 "kv_load_failure_policy": "recompute",
             }
-            config = KVTransferConfig(**(preset | transfer))
+            extra = {"lend_bytes": "64MB"} | transfer.get("kv_connector_extra_config", {})
+            config = KVTransferConfig(**(preset | transfer | {"kv_connector_extra_config": extra}))
         self.llm = LLM(**(settings | options), kv_transfer_config=config)
         self.cached: list[int] = []
 

@@ -7,7 +7,13 @@ from pathlib import Path
 from typing import Any
 
 VOCAB = 320
-COMMON = {"vocab_size": VOCAB, "hidden_size": 128, "max_position_embeddings": 2048, "bos_token_id": 0, "eos_token_id": 1}
+COMMON = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "max_position_embeddings": 2048,
+    "bos_token_id": 0,
+    "eos_token_id": 1,
+}
 
 LLAMA: dict[str, Any] = COMMON | {
     "architectures": ["LlamaForCausalLM"],

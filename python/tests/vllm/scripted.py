@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import memcache
 import numpy as np
+
+import memcache
 
 BLOCK = 32
 

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
 import pytest
 
+import memcache
 from memcache_connector.common.breaker import CircuitBreaker
-from memcache_connector.common.keys import Slot, chain_keys, fingerprint, hash_matrix, slot_keys
+from memcache_connector.common.keys import Slot, chain_keys, hash_matrix, slot_keys
 from memcache_connector.common.lend import LEND_LEAST, LEND_MOST, automatic_lend
-from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, pool_id
+from memcache_connector.vllm.config import STORE_KEYS, ConnectorConfig, ConnectorConfigError, pool_id
 
-PREFIX = fingerprint({"model": "tiny"})
+PREFIX = bytes(range(16))
 HASHES = [bytes([number]) * 32 for number in range(4)]
 
 
@@ -28,16 +30,9 @@ def test_chain_keys_interleave_slots_unit_by_unit() -> None:
     assert keys == [PREFIX + Slot(0, 0, shard).encode() + name for name in HASHES for shard in range(2)]
 
 
-def test_every_field_decides_the_fingerprint() -> None:
-    fields = {"a": "1", "b": "2"}
-    others = [{"a": "1"}, {"a": "1", "b": "3"}, {"a": "12", "b": ""}, {"a1": "", "b": "2"}, {"b": "1", "a": "2"}]
-    assert len({fingerprint(other) for other in [fields, *others]}) == 1 + len(others)
-    assert fingerprint({"b": "2", "a": "1"}) == fingerprint(fields)
-
-
 @pytest.mark.parametrize("hashes", [[b"", b""], [b"ab", b"abc"], [b"x" * 300]])
 def test_hashes_that_make_no_key(hashes: list[bytes]) -> None:
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="block hash"):
         hash_matrix(hashes)
 
 
@@ -56,7 +51,8 @@ def test_the_breaker_waits_longer_after_each_failed_probe() -> None:
     clock = Clock()
     breaker = CircuitBreaker(1000, 3000, clock)
     assert breaker.allow()
-    assert breaker.failure() and not breaker.failure(), "failures of one moment open it once"
+    assert breaker.failure()
+    assert not breaker.failure(), "failures of one moment open it once"
     waits = []
     for _ in range(4):
         start = clock.now
@@ -67,7 +63,8 @@ def test_the_breaker_waits_longer_after_each_failed_probe() -> None:
         breaker.failure()
     assert waits == [1, 2, 3, 3]
     breaker.success()
-    assert breaker.allow() and not breaker.open
+    assert breaker.allow()
+    assert not breaker.open
 
 
 def test_a_probe_without_answer_is_followed_by_another() -> None:
@@ -113,10 +110,16 @@ def test_bad_settings_are_named(extra: dict[str, Any], message: str) -> None:
         ConnectorConfig.parse(extra)
 
 
-@pytest.mark.parametrize(("engine", "pool"), [("a-b", "a-b"), ("a-b_dp0", "a-b"), ("a-b_dp12", "a-b"), ("x_dp", "x_dp")])
+@pytest.mark.parametrize(
+    ("engine", "pool"), [("a-b", "a-b"), ("a-b_dp0", "a-b"), ("a-b_dp12", "a-b"), ("x_dp", "x_dp")]
+)
 def test_data_parallel_ranks_share_an_embedded_pool(engine: str, pool: str) -> None:
     assert pool_id(engine) == pool
 
 
 def test_an_empty_chain_has_the_right_width() -> None:
     assert chain_keys(PREFIX, [(Slot(0), np.empty((0, 32), dtype=np.uint8))]).shape == (0, 54)
+
+
+def test_the_stores_settings_are_all_known() -> None:
+    assert set(STORE_KEYS) == {entry.name for entry in dataclasses.fields(memcache.StoreConfig)}

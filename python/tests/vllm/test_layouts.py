@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import memcache
 import numpy as np
 import pytest
 import torch
 from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheTensor, MLAAttentionSpec, create_kv_cache_views
 from vllm.v1.kv_cache_layout import KVCacheLayout
 
-from memcache_connector.vllm.worker import _view
+import memcache
 
 LAYERS, BLOCKS = 3, 12
 ATTENTION = FullAttentionSpec(block_size=32, num_kv_heads=2, head_size=32, dtype=torch.bfloat16)
@@ -40,7 +39,9 @@ def store() -> Iterator[Any]:
 def allocate(layout: KVCacheLayout, spec: Any, seed: int) -> list[torch.Tensor]:
     """One tensor per layer, as vLLM makes them, filled with random bytes."""
     page = spec.page_size_bytes
-    raw = torch.randint(-128, 128, (LAYERS * BLOCKS * page,), dtype=torch.int8, generator=torch.Generator().manual_seed(seed))
+    raw = torch.randint(
+        -128, 128, (LAYERS * BLOCKS * page,), dtype=torch.int8, generator=torch.Generator().manual_seed(seed)
+    )
     order = layout.value
     if order.index(0) < order.index(1):
         layer_stride, block_stride = BLOCKS * page, page
@@ -67,7 +68,7 @@ def keys(label: str, count: int) -> Any:
 
 
 def register(store: Any, tensors: list[torch.Tensor]) -> Any:
-    return store.register_layout([_view(tensor) for tensor in tensors], num_blocks=BLOCKS)
+    return store.register_layout(tensors, num_blocks=BLOCKS)
 
 
 @pytest.mark.parametrize(("layout", "spec"), CASES, ids=name_of)

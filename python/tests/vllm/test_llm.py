@@ -6,8 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import memcache
 import pytest
+
+import memcache
 
 TEXT = "The quick brown fox jumps over the lazy dog. " * 8
 FIRST, SECOND = TEXT, TEXT[:352] + " and sleeps."
@@ -92,6 +93,16 @@ def test_generated_tokens_are_saved_too(engine: MakeEngine, models: dict[str, Pa
     chat.generate(turn)
     # The KV of the last generated token was never computed: 163 tokens, five whole blocks.
     assert chat.cached == [160]
+
+
+def test_a_pool_in_place_of_the_engines_own_prefix_cache(
+    engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
+) -> None:
+    one = engine(models["llama"], {}, enable_prefix_caching=False)
+    assert one.generate(FIRST) == expected[:1]
+    one.settle()
+    assert one.generate(SECOND) == expected[1:]
+    assert one.cached == [SHARED]
 
 
 def test_loads_that_fail_are_recomputed(
@@ -188,9 +199,7 @@ def test_without_a_pool_the_engine_serves(
     assert one.metric("external_prefix_cache_hits") == 0
 
 
-def test_the_pool_comes_back(
-    engine: MakeEngine, models: dict[str, Path], expected: list[list[int]], pool: Any
-) -> None:
+def test_the_pool_comes_back(engine: MakeEngine, models: dict[str, Path], expected: list[list[int]], pool: Any) -> None:
     one = engine(models["llama"], shared(pool, retry_ms=20, retry_max_ms=20))
     assert one.generate(FIRST) == expected[:1]
     one.settle()
@@ -239,7 +248,8 @@ def test_an_aborted_load_holds_its_blocks_until_it_ends(
         output = scheduler.schedule()
         if waiting_for_load(scheduler):
             break
-    assert output is not None and output.kv_connector_metadata.loads
+    assert output is not None
+    assert output.kv_connector_metadata.loads
     pool = scheduler.kv_cache_manager.block_pool
     free = pool.get_num_free_blocks()
     one.llm.llm_engine.abort_request([request.request_id for request in scheduler.requests.values()], internal=True)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import memcache
 import pytest
 from scripted import Answer, Harness, exist_answer, full_attention, sliding_window, unit_answer
 
+import memcache
 from memcache_connector.vllm.metadata import MemCacheWorkerMetadata
 
 Make = Callable[..., Harness]
@@ -34,7 +34,7 @@ def test_one_look_up_a_request_and_a_token_is_left_to_compute(harness: Make) -> 
     h = harness()
     h.store.answers = [unit_answer(3)]
     h.add(96)
-    output = h.scheduler.schedule()
+    h.scheduler.schedule()
     assert len(h.store.asked) == 1
     assert h.store.asked[0].shape == (2, 54), "of three full blocks the last has to be computed"
 
@@ -62,7 +62,8 @@ def test_a_slow_look_up_is_asked_for_again_without_a_second_rpc(harness: Make) -
     h.add(100)
     for _ in range(3):
         output = h.scheduler.schedule()
-        assert not output.num_scheduled_tokens and not h.orders(output).loads
+        assert not output.num_scheduled_tokens
+        assert not h.orders(output).loads
         h.answer(output)
     slow.resolve(unit_answer(3))
     assert h.orders(h.scheduler.schedule()).loads
@@ -123,11 +124,26 @@ def test_blocks_being_written_for_too_long_are_not(harness: Make) -> None:
     assert len(load.parts[0].block_ids) == 1, "what is there is taken"
 
 
+def test_a_request_that_waits_for_blocks_is_looked_up_once(harness: Make) -> None:
+    h = harness()
+    h.store.answers = [unit_answer(0), unit_answer(2)]
+    h.add(1000, "big", max_tokens=20)
+    h.answer(h.scheduler.schedule())
+    request = h.add(1000, first=50)
+    for _ in range(5):
+        output = h.scheduler.schedule()
+        assert not h.orders(output).loads, "32 of 64 blocks are taken"
+        h.answer(output)
+    assert request.status.name == "WAITING"
+    assert len(h.store.asked) == 2
+
+
 def test_with_look_ups_off_nothing_is_asked(harness: Make) -> None:
     h = harness(enable_lookup=False)
     h.add(100)
     output = h.scheduler.schedule()
-    assert output.num_scheduled_tokens["r"] == 100 and not h.store.asked
+    assert output.num_scheduled_tokens["r"] == 100
+    assert not h.store.asked
     assert h.orders(output).saves
 
 
@@ -206,9 +222,11 @@ def test_blocks_are_held_until_every_rank_has_reported(harness: Make) -> None:
     h.answer(output)
     assert "r" not in h.scheduler.requests, "the request is over"
     assert h.free_blocks == idle - 3, "its three full blocks are not"
-    assert h.connector.has_pending_push_work() and h.scheduler.has_requests()
+    assert h.connector.has_pending_push_work()
+    assert h.scheduler.has_requests()
     output = h.scheduler.schedule()
-    assert h.orders(output).idle and not h.orders(output).saves
+    assert h.orders(output).idle
+    assert not h.orders(output).saves
     report = MemCacheWorkerMetadata(finished_saves=Counter({job.job_id: 1}))
     h.answer(output, kv_connector_worker_meta=report)
     assert h.free_blocks == idle
@@ -240,12 +258,15 @@ def test_decode_blocks_are_left_out_on_request(harness: Make) -> None:
     assert names == request.block_hashes[:1]
 
 
-@pytest.mark.parametrize(("role", "extra", "saves"), [
-    ("kv_both", {}, True),
-    ("kv_producer", {}, True),
-    ("kv_consumer", {}, False),
-    ("kv_consumer", {"consumer_saves": True}, True),
-])
+@pytest.mark.parametrize(
+    ("role", "extra", "saves"),
+    [
+        ("kv_both", {}, True),
+        ("kv_producer", {}, True),
+        ("kv_consumer", {}, False),
+        ("kv_consumer", {"consumer_saves": True}, True),
+    ],
+)
 def test_roles_that_save(harness: Make, role: str, extra: dict[str, Any], saves: bool) -> None:
     h = harness(role=role, **extra)
     h.store.answers = [unit_answer(0)]
@@ -308,7 +329,29 @@ def test_a_worker_that_cannot_use_the_pool_ends_all_planning(harness: Make) -> N
     h.add(100, "b", first=50)
     output = h.scheduler.schedule()
     assert output.num_scheduled_tokens["b"] == 100
-    assert not h.orders(output).saves and len(h.store.asked) == 1
+    assert not h.orders(output).saves
+    assert len(h.store.asked) == 1
+
+
+def test_what_the_engine_has_itself_is_offered_again_now_and_then(
+    harness: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import memcache_connector.vllm.scheduler as module
+
+    def saves_of(name: str) -> int:
+        h.add(70, name, max_tokens=1)
+        output = h.scheduler.schedule()
+        h.answer(output, **h.saved(output))
+        return sum(len(part.block_ids) for job in h.orders(output).saves for part in job.parts)
+
+    h = harness()
+    h.store.answers = [unit_answer(0)]
+    assert saves_of("first") == 2
+    assert saves_of("again") == 2, "the pool may have lost it"
+    assert saves_of("soon after") == 0
+    monkeypatch.setattr(module, "REOFFER_SECONDS", 0.0)
+    assert saves_of("later") == 2
+    assert len(h.store.asked) == 1, "what the engine has itself is not looked up"
 
 
 # ---- several groups -----------------------------------------------------------------------------------------------
@@ -352,7 +395,8 @@ def test_a_hole_in_full_attention_ends_the_hit(harness: Make) -> None:
     h.store.answers = [exist_answer([1, 1, 0] + [1] * 6, [1] * 9)]
     h.add(300)
     full, window = h.orders(h.scheduler.schedule()).loads[0].parts
-    assert len(full.block_ids) == 2 and len(window.block_ids) == 2
+    assert len(full.block_ids) == 2
+    assert len(window.block_ids) == 2
 
 
 def test_null_blocks_are_not_saved(harness: Make) -> None:
@@ -366,7 +410,8 @@ def test_null_blocks_are_not_saved(harness: Make) -> None:
         output = h.scheduler.schedule()
         ids += [int(block) for job in h.orders(output).saves for part in job.parts for block in part.block_ids]
         h.answer(output, **h.saved(output))
-    assert len(ids) == 2 and 0 not in ids, "token 320 fills one block of each group"
+    assert len(ids) == 2, "token 320 fills one block of each group"
+    assert 0 not in ids
 
 
 def test_unsupported_groups_serve_without_a_pool(harness: Make, caplog: pytest.LogCaptureFixture) -> None:
@@ -382,7 +427,8 @@ def test_unsupported_groups_serve_without_a_pool(harness: Make, caplog: pytest.L
     h.add(100)
     output = h.scheduler.schedule()
     assert output.num_scheduled_tokens == {"r": 100}
-    assert not h.orders(output).saves and not h.orders(output).loads
+    assert not h.orders(output).saves
+    assert not h.orders(output).loads
 
 
 # ---- the rest -----------------------------------------------------------------------------------------------------
@@ -402,7 +448,8 @@ def test_tensor_parallel_shards_must_all_have_a_block(harness: Make, models: dic
     prepared = lookup.prepare(request.block_hashes, request.num_tokens)
     assert prepared.keys.shape[0] == 3 * 4
     h.store.answers = [(7, 7)]
-    assert lookup.poll(prepared, 0) == 1, "the second block is there for three of four ranks"
+    assert lookup.poll(prepared, 0)
+    assert prepared.found == 1, "the second block is there for three of four ranks"
 
 
 def test_the_policy_fail_is_warned_of(
