@@ -1,0 +1,195 @@
+//! The book: where every object is, who lends what, who may be evicted.
+//!
+//! Pure: a request and the time go in, a reply comes out, and what the shell should tell people is added to a list of
+//! [`Effect`]s. No clock, no randomness, no environment, no waiting; the same calls give the same answers. Decisions
+//! never depend on the order of a hash table.
+//!
+//! One `Core` is one shard under one lock. Everything that belongs to a key (entry, reservations, object) depends on
+//! its hash alone, and everything that belongs to space depends on its segment: those would be the two families of
+//! locks, keys before segments, if one lock became too few.
+//!
+//! `CONTRACT.md` lists what it promises and the test of each promise.
+
+mod clock;
+mod effect;
+mod fingerprints;
+mod index;
+pub mod limits;
+mod list;
+mod lookup;
+mod membership;
+mod node;
+mod object;
+mod place;
+mod refusal;
+mod remove;
+mod reserve;
+mod segment;
+mod slab;
+mod space;
+mod status;
+
+use std::collections::{BTreeMap, VecDeque};
+
+use hashbrown::HashTable;
+use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
+
+pub use self::clock::Millis;
+pub use self::effect::{Effect, GoneReason};
+pub use self::fingerprints::Difference;
+pub use self::lookup::{Found, LocateReply, PrefixReply};
+pub use self::membership::{JoinReply, SegmentDescription, SegmentOffer};
+pub use self::refusal::Refusal;
+pub use self::reserve::{ReserveReply, ReserveRequest, Ticket};
+pub use self::status::{NodeReport, Report};
+
+use self::fingerprints::Fingerprints;
+use self::index::KeyIndex;
+use self::list::List;
+use self::lookup::Lease;
+use self::node::Node;
+use self::object::Object;
+use self::reserve::{Quarantine, Reservation};
+use self::segment::Segment;
+use self::slab::{Slab, Slot};
+
+/// How the core behaves. Lengths of time in milliseconds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// How long a reservation may stay unsealed, and how long space rests after one ran out.
+    pub reservation_ttl_ms: u32,
+    /// How long a lease keeps objects in place.
+    pub lease_ms: u32,
+    /// How often nodes are asked to send a heartbeat.
+    pub heartbeat_ms: u32,
+    /// Silence after which a node is gone.
+    pub node_dead_ms: u32,
+    /// Eviction starts above this many millionths of a node's memory.
+    pub high_watermark_ppm: u32,
+    /// Eviction stops at this many millionths of a node's memory.
+    pub low_watermark_ppm: u32,
+}
+
+/// Ids that no two lives of the service share: a life that lasts T milliseconds may issue 2^22 ids in each of them
+/// before it could reach the first id of the life after it.
+const EPOCH_SHIFT: u32 = 22;
+
+/// The whole state of one `MetaService`.
+#[derive(Debug)]
+pub struct Core {
+    settings: Settings,
+    epoch: Epoch,
+    now: Millis,
+    started: Millis,
+    /// Last id issued: generations, reservations, leases and segments share one row of numbers.
+    serial: u64,
+    /// Last use number issued.
+    uses: u64,
+    index: KeyIndex,
+    objects: Slab<Object>,
+    readable: u64,
+    segments: Slab<Segment>,
+    segment_ids: BTreeMap<SegmentId, Slot<Segment>>,
+    nodes: Slab<Node>,
+    node_ids: BTreeMap<NodeId, Slot<Node>>,
+    /// Newest incarnation of nodes that are gone, and the order in which they went.
+    departed: BTreeMap<NodeId, Incarnation>,
+    departed_order: VecDeque<NodeId>,
+    /// No node can count as dead before.
+    next_death: Millis,
+    reservations: Slab<Reservation>,
+    reservation_ids: HashTable<Slot<Reservation>>,
+    /// All reservations; the deadlines are in the same order.
+    reservation_order: List<Reservation>,
+    client_reservations: BTreeMap<ClientId, u32>,
+    /// Space that rests before it is used again, in the order of its release.
+    quarantine: VecDeque<Quarantine>,
+    leases: Slab<Lease>,
+    lease_ids: HashTable<Slot<Lease>>,
+    /// All leases; the deadlines are in the same order.
+    lease_order: List<Lease>,
+    /// Objects named by all leases, counted once a lease.
+    leased: usize,
+    fingerprints: Fingerprints,
+    evicted_objects: u64,
+    evicted_bytes: u64,
+}
+
+impl Core {
+    /// A book that knows nothing yet. `epoch` must be greater than that of any service the pool had before, by at
+    /// least the milliseconds that one lived: the wall clock at start does it.
+    pub fn new(settings: Settings, epoch: Epoch, now: Millis) -> Self {
+        Self {
+            settings,
+            epoch,
+            now,
+            started: now,
+            serial: epoch.get() << EPOCH_SHIFT,
+            uses: 0,
+            index: KeyIndex::new(),
+            objects: Slab::new(),
+            readable: 0,
+            segments: Slab::new(),
+            segment_ids: BTreeMap::new(),
+            nodes: Slab::new(),
+            node_ids: BTreeMap::new(),
+            departed: BTreeMap::new(),
+            departed_order: VecDeque::new(),
+            next_death: now,
+            reservations: Slab::new(),
+            reservation_ids: HashTable::new(),
+            reservation_order: List::new(),
+            client_reservations: BTreeMap::new(),
+            quarantine: VecDeque::new(),
+            leases: Slab::new(),
+            lease_ids: HashTable::new(),
+            lease_order: List::new(),
+            leased: 0,
+            fingerprints: Fingerprints::new(),
+            evicted_objects: 0,
+            evicted_bytes: 0,
+        }
+    }
+
+    /// Which life of the service this is.
+    pub const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// How it behaves.
+    pub const fn settings(&self) -> &Settings {
+        &self.settings
+    }
+
+    /// Lets time pass up to `now`: deadlines run out, silent nodes go. Every other call begins with this. Time that
+    /// goes backwards stands still.
+    pub fn advance(&mut self, now: Millis, effects: &mut Vec<Effect>) {
+        self.now = self.now.max(now);
+        self.expire_reservations(effects);
+        self.end_quarantine();
+        self.expire_leases();
+        if self.now >= self.next_death {
+            self.drop_silent_nodes(effects);
+        }
+    }
+
+    /// What is to be done now and then: [`Self::advance`], and eviction down to the low watermark. True: there is
+    /// more to evict than one tick may; call again soon.
+    pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) -> bool {
+        self.advance(now, effects);
+        self.evict_to_watermark(effects)
+    }
+
+    fn next_serial(&mut self) -> u64 {
+        self.serial += 1;
+        self.serial
+    }
+
+    fn next_use(&mut self) -> u64 {
+        self.uses += 1;
+        self.uses
+    }
+}
+
+#[cfg(test)]
+mod tests;

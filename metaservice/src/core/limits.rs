@@ -1,0 +1,40 @@
+//! How much of everything one service keeps. A request past a bound is refused by name.
+
+/// Most keys that are readable or being written.
+pub const KEYS_MAX: usize = 1 << 31;
+
+/// Most reservations in all.
+pub const RESERVATIONS_MAX: usize = 1 << 22;
+
+/// Most reservations of one client.
+pub const CLIENT_RESERVATIONS_MAX: u32 = 1 << 20;
+
+/// Most leases in all.
+pub const LEASES_MAX: usize = 1 << 20;
+
+/// Most objects named by all leases together, counted once a lease.
+pub const LEASED_MAX: usize = 1 << 25;
+
+/// Most nodes.
+pub const NODES_MAX: usize = 1 << 16;
+
+/// Most departed nodes whose last incarnation is remembered; the longest departed is forgotten first.
+pub const DEPARTED_MAX: usize = 1 << 16;
+
+/// Most reservations, leases or segments named in one request.
+pub const BATCH_NUMBERS_MAX: usize = memcache_types::limits::BATCH_KEYS_MAX;
+
+/// Most scopes with fingerprints; the one longest unused is forgotten first.
+pub const SCOPES_MAX: usize = 1024;
+
+/// Longest name of a scope, in bytes.
+pub const SCOPE_BYTES_MAX: usize = 1024;
+
+/// Most fingerprints of one scope; the one longest unused is forgotten first.
+pub const SCOPE_FINGERPRINTS_MAX: usize = 16;
+
+/// Longest fingerprint, all names and values together, in bytes.
+pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
+
+/// Most objects evicted in one tick. The next tick goes on.
+pub const TICK_EVICTIONS_MAX: usize = 4096;

@@ -1,0 +1,221 @@
+//! Reading: find objects, keep them in place while they are read, let go.
+
+use memcache_proto::pb::LocateOutcome;
+use memcache_types::{ClientId, Generation, GlobalAddress, KeyBatch, LeaseId};
+
+use super::Core;
+use super::clock::Millis;
+use super::effect::Effect;
+use super::limits::{LEASED_MAX, LEASES_MAX};
+use super::list::{Links, linked};
+use super::object::Object;
+use super::refusal::Refusal;
+use super::reserve::{check_count, hash_id};
+use super::slab::Slot;
+
+/// A promise that some objects stay in place.
+#[derive(Debug)]
+pub(super) struct Lease {
+    links: Links<Lease>,
+    serial: u64,
+    client: ClientId,
+    deadline: Millis,
+    objects: Box<[Slot<Object>]>,
+}
+
+linked!(Lease);
+
+/// Where a readable object is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// First byte.
+    pub address: GlobalAddress,
+    /// Length of the payload.
+    pub payload_bytes: u64,
+    /// What its trailer must hold.
+    pub generation: Generation,
+}
+
+/// What became of a locate.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LocateReply {
+    /// One a key.
+    pub outcomes: Vec<LocateOutcome>,
+    /// One for each key that is `Located`, in key order.
+    pub found: Vec<Found>,
+    /// The lease on all of them; `None` when there are none.
+    pub lease: Option<LeaseId>,
+}
+
+/// How much of the beginning of a list of keys is there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct PrefixReply {
+    /// Leading keys that are readable.
+    pub present: usize,
+    /// Leading keys that are readable or being written.
+    pub pending: usize,
+}
+
+impl Core {
+    /// Finds objects and keeps them in place under one lease of bounded length.
+    pub fn locate(
+        &mut self,
+        now: Millis,
+        client: ClientId,
+        keys: &KeyBatch,
+        effects: &mut Vec<Effect>,
+    ) -> Result<LocateReply, Refusal> {
+        self.advance(now, effects);
+        if self.leases.len() >= LEASES_MAX {
+            let found = self.leases.len() as u64 + 1;
+            return Err(Refusal::Limit { what: "leases", found, limit: LEASES_MAX as u64 });
+        }
+        if self.leased + keys.len() > LEASED_MAX {
+            let found = (self.leased + keys.len()) as u64;
+            return Err(Refusal::Limit { what: "objects under leases", found, limit: LEASED_MAX as u64 });
+        }
+        let mut reply = LocateReply {
+            outcomes: Vec::with_capacity(keys.len()),
+            found: Vec::with_capacity(keys.len()),
+            lease: None,
+        };
+        let mut objects = Vec::with_capacity(keys.len());
+        for key in keys.iter() {
+            let (outcome, object) = self.look(key);
+            reply.outcomes.push(outcome);
+            if let Some(slot) = object
+                && let Some(segment) = self.objects[slot].segment
+            {
+                self.add_lease(slot);
+                let object = &self.objects[slot];
+                reply.found.push(Found {
+                    address: GlobalAddress::new(self.segments[segment].id, object.offset),
+                    payload_bytes: object.payload_bytes,
+                    generation: object.generation(),
+                });
+                objects.push(slot);
+            }
+        }
+        if !objects.is_empty() {
+            reply.lease = Some(self.new_lease(client, objects.into_boxed_slice()));
+        }
+        Ok(reply)
+    }
+
+    fn new_lease(&mut self, client: ClientId, objects: Box<[Slot<Object>]>) -> LeaseId {
+        let serial = self.next_serial();
+        self.leased += objects.len();
+        let deadline = self.now.plus(self.settings.lease_ms.into());
+        let slot = self.leases.insert(Lease { links: Links::new(), serial, client, deadline, objects });
+        self.lease_order.push(&mut self.leases, slot);
+        let leases = &self.leases;
+        self.lease_ids.insert_unique(hash_id(serial), slot, |other| hash_id(leases[*other].serial));
+        LeaseId::new(serial)
+    }
+
+    /// Lets go of leases before their time. Others' and unknown leases are passed over.
+    pub fn release(
+        &mut self,
+        now: Millis,
+        client: ClientId,
+        leases: &[u64],
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        self.advance(now, effects);
+        check_count("leases", leases.len())?;
+        for id in leases {
+            let found = self.lease_ids.find(hash_id(*id), |slot| self.leases[*slot].serial == *id).copied();
+            if let Some(slot) = found
+                && self.leases[slot].client == client
+            {
+                self.end_lease(slot);
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn expire_leases(&mut self) {
+        while let Some(slot) = self.lease_order.oldest()
+            && self.leases[slot].deadline <= self.now
+        {
+            self.end_lease(slot);
+        }
+    }
+
+    fn add_lease(&mut self, slot: Slot<Object>) {
+        if self.objects[slot].leases == 0 {
+            self.leave_idle(slot);
+            if let Some(segment) = self.objects[slot].segment {
+                self.segments[segment].leased.push(&mut self.objects, slot);
+            }
+        }
+        self.objects[slot].leases += 1;
+    }
+
+    fn end_lease(&mut self, slot: Slot<Lease>) {
+        self.lease_order.unlink(&mut self.leases, slot);
+        let lease = self.leases.remove(slot);
+        if let Ok(occupied) = self.lease_ids.find_entry(hash_id(lease.serial), |other| *other == slot) {
+            occupied.remove();
+        }
+        self.leased -= lease.objects.len();
+        // A batch is a chain from head to tail, and what was used last goes last: the head.
+        for slot in lease.objects.iter().rev().copied() {
+            let object = &mut self.objects[slot];
+            object.leases -= 1;
+            if object.leases > 0 {
+                continue;
+            }
+            let readable = object.entry.is_some();
+            if let Some(segment) = object.segment {
+                self.segments[segment].leased.unlink(&mut self.objects, slot);
+            }
+            if readable {
+                self.make_idle(slot);
+            } else {
+                self.free_object(slot);
+            }
+        }
+    }
+
+    /// Counts how many leading keys are there, and marks the readable ones as used.
+    pub fn match_prefix(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> PrefixReply {
+        self.advance(now, effects);
+        let mut reply = PrefixReply::default();
+        let mut objects = Vec::new();
+        for key in keys.iter() {
+            match self.look(key) {
+                (LocateOutcome::Located, object) => {
+                    if reply.present == reply.pending {
+                        reply.present += 1;
+                        objects.extend(object);
+                    }
+                }
+                (LocateOutcome::LocatePending, _) => {}
+                _ => break,
+            }
+            reply.pending += 1;
+        }
+        // The head of the chain is to be the last to go.
+        for object in objects.into_iter().rev() {
+            self.touch(object);
+        }
+        reply
+    }
+
+    /// What every key is. Not a use: no lease, no change of order.
+    pub fn exist(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Vec<LocateOutcome> {
+        self.advance(now, effects);
+        keys.iter().map(|key| self.look(key).0).collect()
+    }
+
+    fn look(&self, key: &[u8]) -> (LocateOutcome, Option<Slot<Object>>) {
+        let Some(entry) = self.index.find(key) else {
+            return (LocateOutcome::LocateAbsent, None);
+        };
+        match self.index.get(entry).object {
+            Some(object) => (LocateOutcome::Located, Some(object)),
+            None => (LocateOutcome::LocatePending, None),
+        }
+    }
+}

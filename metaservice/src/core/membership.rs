@@ -1,0 +1,301 @@
+//! Nodes come, live and go.
+
+use memcache_types::limits::{
+    DESCRIPTOR_BYTES_MAX, NODE_NAME_BYTES_MAX, NODE_SEGMENTS_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
+};
+use memcache_types::{Epoch, Incarnation, NodeId, SegmentId, Tier};
+
+use super::clock::Millis;
+use super::effect::{Effect, GoneReason};
+use super::limits::{DEPARTED_MAX, NODES_MAX};
+use super::list::List;
+use super::node::Node;
+use super::refusal::Refusal;
+use super::reserve::check_count;
+use super::segment::Segment;
+use super::slab::Slot;
+use super::space::SpaceMap;
+use super::{Core, EPOCH_SHIFT};
+
+/// How far a wall clock may plausibly be set back between two lives of the service: about two years.
+const CLOCK_SET_BACK_MS_MAX: u64 = 1 << 36;
+
+/// Memory a node offers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentOffer {
+    /// Its length.
+    pub bytes: u64,
+    /// What it is made of.
+    pub tier: Tier,
+    /// What a peer needs to reach it; opaque here.
+    pub descriptor: Box<[u8]>,
+}
+
+/// What a node is told when it has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct JoinReply {
+    /// One for each offer, in order.
+    pub segments: Vec<SegmentId>,
+}
+
+/// What a reader needs to know about a segment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SegmentDescription {
+    /// Which one.
+    pub segment: SegmentId,
+    /// Whose.
+    pub node: NodeId,
+    /// Its length.
+    pub bytes: u64,
+    /// How to reach it.
+    pub descriptor: Box<[u8]>,
+}
+
+impl Core {
+    /// A node lends memory. A newer incarnation takes the place of the present one at once; the same one with the
+    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero) rests for
+    /// one reservation time, because writers of that life may still write to it.
+    pub fn join(
+        &mut self,
+        now: Millis,
+        (node, incarnation): (NodeId, Incarnation),
+        name: &str,
+        offers: Vec<SegmentOffer>,
+        previous_epoch: Epoch,
+        effects: &mut Vec<Effect>,
+    ) -> Result<JoinReply, Refusal> {
+        self.advance(now, effects);
+        check_join(node, name, &offers)?;
+        self.check_incarnation(node, incarnation)?;
+        self.outlive(previous_epoch)?;
+        if let Some(slot) = self.node_ids.get(&node).copied() {
+            if self.nodes[slot].incarnation == incarnation {
+                return self.join_again(slot, &offers);
+            }
+            self.drop_node(slot, GoneReason::Replaced, effects);
+        } else if self.nodes.len() >= NODES_MAX {
+            return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
+        }
+        let rests = previous_epoch.get() != 0;
+        let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);
+        let usable_from = if rests { self.now.plus(rest_ms.into()) } else { self.now };
+        let bytes = offers.iter().map(|offer| offer.bytes).sum();
+        let slot =
+            self.nodes.insert(Node { id: node, incarnation, name: name.into(), segments: Vec::new(), heard: self.now });
+        self.node_ids.insert(node, slot);
+        self.next_death = self.next_death.min(self.now.plus(self.settings.node_dead_ms.into()));
+        let segments = offers.into_iter().map(|offer| self.add_segment(slot, offer, usable_from)).collect();
+        effects.push(Effect::NodeJoined { node, incarnation, name: name.into(), bytes, rests });
+        Ok(JoinReply { segments })
+    }
+
+    fn add_segment(&mut self, node: Slot<Node>, offer: SegmentOffer, usable_from: Millis) -> SegmentId {
+        let id = SegmentId::new(self.next_serial());
+        let slot = self.segments.insert(Segment {
+            id,
+            node,
+            bytes: offer.bytes,
+            tier: offer.tier,
+            descriptor: offer.descriptor,
+            space: SpaceMap::new(offer.bytes),
+            usable_from,
+            idle: List::new(),
+            idle_bytes: 0,
+            leased: List::new(),
+            objects: 0,
+        });
+        self.segment_ids.insert(id, slot);
+        self.nodes[node].segments.push(slot);
+        id
+    }
+
+    /// The reply to a join got lost and the node asks again.
+    fn join_again(&mut self, slot: Slot<Node>, offers: &[SegmentOffer]) -> Result<JoinReply, Refusal> {
+        let node = &mut self.nodes[slot];
+        let segments: Vec<&Segment> = node.segments.iter().map(|slot| &self.segments[*slot]).collect();
+        let same = segments.len() == offers.len()
+            && segments.iter().zip(offers).all(|(segment, offer)| {
+                (segment.bytes, segment.tier, &segment.descriptor) == (offer.bytes, offer.tier, &offer.descriptor)
+            });
+        if !same {
+            return Err(Refusal::Changed { node: node.id, incarnation: node.incarnation });
+        }
+        node.heard = self.now;
+        Ok(JoinReply { segments: segments.iter().map(|segment| segment.id).collect() })
+    }
+
+    /// If the wall clock was set back, an earlier life of the service may have issued the ids we are about to issue:
+    /// go past all of them. Clients see a new epoch and start over.
+    fn outlive(&mut self, previous: Epoch) -> Result<(), Refusal> {
+        if previous <= self.epoch {
+            return Ok(());
+        }
+        if previous.get() - self.epoch.get() > CLOCK_SET_BACK_MS_MAX {
+            let want = "at most two years past the present epoch";
+            return Err(Refusal::Value { what: "previous_epoch", value: previous.get(), want });
+        }
+        self.epoch = Epoch::new(previous.get() + 1);
+        self.serial = self.serial.max(self.epoch.get() << EPOCH_SHIFT);
+        Ok(())
+    }
+
+    /// A node tells that it lives. False: it is unknown and should join again.
+    pub fn heartbeat(
+        &mut self,
+        now: Millis,
+        node: NodeId,
+        incarnation: Incarnation,
+        effects: &mut Vec<Effect>,
+    ) -> Result<bool, Refusal> {
+        self.advance(now, effects);
+        self.check_incarnation(node, incarnation)?;
+        let Some(slot) = self.node_ids.get(&node).copied().filter(|slot| self.nodes[*slot].incarnation == incarnation)
+        else {
+            return Ok(false);
+        };
+        self.nodes[slot].heard = self.now;
+        Ok(true)
+    }
+
+    /// A node takes its memory back at once. An unknown one has nothing to take.
+    pub fn leave(
+        &mut self,
+        now: Millis,
+        node: NodeId,
+        incarnation: Incarnation,
+        effects: &mut Vec<Effect>,
+    ) -> Result<(), Refusal> {
+        self.advance(now, effects);
+        self.check_incarnation(node, incarnation)?;
+        if let Some(slot) = self.node_ids.get(&node).copied()
+            && self.nodes[slot].incarnation == incarnation
+        {
+            self.drop_node(slot, GoneReason::Left, effects);
+        }
+        Ok(())
+    }
+
+    /// What is known about some segments; unknown and departed ones are left out.
+    pub fn describe(
+        &mut self,
+        now: Millis,
+        segments: &[u64],
+        effects: &mut Vec<Effect>,
+    ) -> Result<Vec<SegmentDescription>, Refusal> {
+        self.advance(now, effects);
+        check_count("segments", segments.len())?;
+        let known = segments.iter().filter_map(|id| self.segment_ids.get(&SegmentId::new(*id)));
+        Ok(known
+            .map(|slot| {
+                let segment = &self.segments[*slot];
+                SegmentDescription {
+                    segment: segment.id,
+                    node: self.nodes[segment.node].id,
+                    bytes: segment.bytes,
+                    descriptor: segment.descriptor.clone(),
+                }
+            })
+            .collect())
+    }
+
+    /// The shell was not listening for a while: no node's silence up to now counts against it.
+    pub fn excuse_silence(&mut self, now: Millis) {
+        self.now = self.now.max(now);
+        for node in self.nodes.values_mut() {
+            node.heard = self.now;
+        }
+    }
+
+    fn check_incarnation(&self, node: NodeId, claimed: Incarnation) -> Result<(), Refusal> {
+        let joined = self.node_ids.get(&node).map(|slot| self.nodes[*slot].incarnation);
+        match joined.or_else(|| self.departed.get(&node).copied()) {
+            Some(current) if claimed < current => Err(Refusal::Stale { node, claimed, current }),
+            _ => Ok(()),
+        }
+    }
+
+    pub(super) fn drop_silent_nodes(&mut self, effects: &mut Vec<Effect>) {
+        let patience = u64::from(self.settings.node_dead_ms);
+        let silent: Vec<_> = self
+            .node_ids
+            .values()
+            .copied()
+            .filter(|slot| self.now.since(self.nodes[*slot].heard) >= patience)
+            .collect();
+        for slot in silent {
+            self.drop_node(slot, GoneReason::Silent, effects);
+        }
+        let oldest = self.nodes.iter().map(|(_, node)| node.heard).min();
+        self.next_death = oldest.unwrap_or(self.now).plus(patience);
+    }
+
+    /// Takes a node's segments out of the pool: its objects and reservations are gone at once. Objects under a lease
+    /// are kept only so that the lease can end.
+    fn drop_node(&mut self, slot: Slot<Node>, reason: GoneReason, effects: &mut Vec<Effect>) {
+        let node = self.nodes.remove(slot);
+        self.node_ids.remove(&node.id);
+        self.remember_departed(node.id, node.incarnation);
+        let lost: Vec<_> = self
+            .reservation_order
+            .iter(&self.reservations)
+            .filter(|reservation| node.segments.contains(&self.reservations[*reservation].segment))
+            .collect();
+        for reservation in lost {
+            let reservation = self.remove_reservation(reservation);
+            self.forget_writer(reservation.entry);
+        }
+        let mut objects = 0;
+        for slot in node.segments {
+            objects += self.segments[slot].objects;
+            while let Some(object) = self.segments[slot].idle.oldest() {
+                self.remove_object(object);
+            }
+            while let Some(object) = self.segments[slot].leased.oldest() {
+                self.remove_object(object);
+                self.segments[slot].leased.unlink(&mut self.objects, object);
+                self.objects[object].segment = None;
+            }
+            let segment = self.segments.remove(slot);
+            self.segment_ids.remove(&segment.id);
+        }
+        effects.push(Effect::NodeGone {
+            node: node.id,
+            incarnation: node.incarnation,
+            name: node.name,
+            reason,
+            objects,
+        });
+    }
+
+    fn remember_departed(&mut self, node: NodeId, incarnation: Incarnation) {
+        if self.departed.insert(node, incarnation).is_none() {
+            self.departed_order.push_back(node);
+        }
+        while self.departed_order.len() > DEPARTED_MAX {
+            if let Some(oldest) = self.departed_order.pop_front() {
+                self.departed.remove(&oldest);
+            }
+        }
+    }
+}
+
+fn check_join(node: NodeId, name: &str, offers: &[SegmentOffer]) -> Result<(), Refusal> {
+    if node.get() == 0 {
+        return Err(Refusal::Value { what: "node", value: 0, want: "a number that is not 0" });
+    }
+    let limit = |what, found: usize, limit: usize| {
+        if found > limit {
+            return Err(Refusal::Limit { what, found: found as u64, limit: limit as u64 });
+        }
+        Ok(())
+    };
+    limit("bytes of the node name", name.len(), NODE_NAME_BYTES_MAX)?;
+    limit("segments of the node", offers.len(), NODE_SEGMENTS_MAX)?;
+    for offer in offers {
+        limit("bytes of a segment descriptor", offer.descriptor.len(), DESCRIPTOR_BYTES_MAX)?;
+        if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&offer.bytes) {
+            return Err(Refusal::Value { what: "bytes of a segment", value: offer.bytes, want: "2^20 to 2^48" });
+        }
+    }
+    Ok(())
+}

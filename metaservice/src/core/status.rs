@@ -1,0 +1,78 @@
+//! What there is, counted.
+
+use memcache_types::{Incarnation, NodeId};
+
+use super::Core;
+use super::clock::Millis;
+use super::effect::Effect;
+
+/// One node, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeReport {
+    /// Which one.
+    pub node: NodeId,
+    /// Which life of it.
+    pub incarnation: Incarnation,
+    /// Its name for humans.
+    pub name: Box<str>,
+    /// What it lends.
+    pub capacity_bytes: u64,
+    /// What is sealed, reserved, resting or still held for readers.
+    pub used_bytes: u64,
+    /// Readable objects.
+    pub objects: u64,
+    /// Time since it was last heard of.
+    pub heartbeat_age_ms: u64,
+}
+
+/// The whole pool, counted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Report {
+    /// By node id.
+    pub nodes: Vec<NodeReport>,
+    /// Readable objects.
+    pub objects: u64,
+    /// Live reservations.
+    pub reservations: u64,
+    /// Live leases.
+    pub leases: u64,
+    /// Objects evicted since the start.
+    pub evicted_objects: u64,
+    /// Extents of those.
+    pub evicted_bytes: u64,
+    /// Time since the start.
+    pub uptime_ms: u64,
+}
+
+impl Core {
+    /// Counts everything.
+    pub fn status(&mut self, now: Millis, effects: &mut Vec<Effect>) -> Report {
+        self.advance(now, effects);
+        let nodes = self
+            .node_ids
+            .values()
+            .map(|slot| {
+                let node = &self.nodes[*slot];
+                let segments = || node.segments.iter().map(|slot| &self.segments[*slot]);
+                NodeReport {
+                    node: node.id,
+                    incarnation: node.incarnation,
+                    name: node.name.clone(),
+                    capacity_bytes: segments().map(|segment| segment.space.bytes()).sum(),
+                    used_bytes: segments().map(|segment| segment.space.used_bytes()).sum(),
+                    objects: segments().map(|segment| segment.objects).sum(),
+                    heartbeat_age_ms: self.now.since(node.heard),
+                }
+            })
+            .collect();
+        Report {
+            nodes,
+            objects: self.readable,
+            reservations: self.reservations.len() as u64,
+            leases: self.leases.len() as u64,
+            evicted_objects: self.evicted_objects,
+            evicted_bytes: self.evicted_bytes,
+            uptime_ms: self.now.since(self.started),
+        }
+    }
+}

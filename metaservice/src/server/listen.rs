@@ -1,0 +1,214 @@
+//! Where clients come in: TCP, a Unix socket, or one in the abstract namespace.
+
+use std::future::Future;
+use std::io::{self, ErrorKind};
+use std::net::TcpListener as StdTcpListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener as StdUnixListener, UnixStream as StdUnixStream};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use memcache_config::Endpoint;
+use memcache_proto::MESSAGE_BYTES_MAX;
+use memcache_proto::pb::meta_server::MetaServer as MetaRpcs;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::sync::{mpsc, watch};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Server;
+use tonic::transport::server::Connected;
+use tracing::warn;
+
+use super::DRAIN;
+use super::service::{Book, Handler};
+use crate::error::MetaError;
+
+/// Accepted connections that wait to be served.
+const ACCEPTED_MAX: usize = 64;
+
+/// Pause after a failed accept: the usual cause is a lack of file descriptors.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// How often an idle connection is probed, and how long the answer may take: a half-open link is noticed in the sum.
+const KEEP_ALIVE: Duration = Duration::from_secs(5);
+
+/// Bytes in flight towards the service, for one stream and for one connection.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
+
+/// A bound socket.
+pub(super) struct Listener {
+    address: Endpoint,
+    socket: Socket,
+}
+
+enum Socket {
+    Tcp(StdTcpListener),
+    Unix(StdUnixListener, Option<SocketFile>),
+}
+
+/// The name of a Unix socket in the file system; it goes when the service stops.
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Somebody else may have taken it away already.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl Listener {
+    pub(super) fn bind(address: &Endpoint) -> Result<Self, MetaError> {
+        Self::try_bind(address).map_err(|source| match source.kind() {
+            ErrorKind::AddrInUse => MetaError::AddressInUse { address: address.clone() },
+            _ => MetaError::Listen { address: address.clone(), source },
+        })
+    }
+
+    fn try_bind(address: &Endpoint) -> io::Result<Self> {
+        match address {
+            Endpoint::Tcp { host, port } => {
+                let socket = StdTcpListener::bind((host.as_str(), *port))?;
+                socket.set_nonblocking(true)?;
+                let port = socket.local_addr()?.port();
+                Ok(Self { address: Endpoint::Tcp { host: host.clone(), port }, socket: Socket::Tcp(socket) })
+            }
+            Endpoint::Unix(path) => {
+                let socket = bind_path(path)?;
+                socket.set_nonblocking(true)?;
+                let file = Some(SocketFile(path.clone()));
+                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, file) })
+            }
+            Endpoint::UnixAbstract(name) => {
+                let socket = StdUnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?)?;
+                socket.set_nonblocking(true)?;
+                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, None) })
+            }
+        }
+    }
+
+    pub(super) const fn address(&self) -> &Endpoint {
+        &self.address
+    }
+
+    /// Serves until told to stop, then lets connections finish for a moment.
+    pub(super) async fn serve(self, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()> {
+        match self.socket {
+            Socket::Tcp(socket) => {
+                let listener = Arc::new(TcpListener::from_std(socket)?);
+                let accept = move || {
+                    let listener = Arc::clone(&listener);
+                    async move {
+                        let (stream, _) = listener.accept().await?;
+                        stream.set_nodelay(true)?;
+                        Ok(Some(stream))
+                    }
+                };
+                serve_connections(accept, book, stopped).await
+            }
+            Socket::Unix(socket, file) => {
+                let listener = Arc::new(UnixListener::from_std(socket)?);
+                let accept = move || {
+                    let listener = Arc::clone(&listener);
+                    async move { Ok(Some(listener.accept().await?.0).filter(may_connect)) }
+                };
+                let served = serve_connections(accept, book, stopped).await;
+                drop(file);
+                served
+            }
+        }
+    }
+}
+
+/// Binds a path. A socket file that nobody listens on any more is replaced.
+fn bind_path(path: &Path) -> io::Result<StdUnixListener> {
+    match StdUnixListener::bind(path) {
+        Err(error) if error.kind() == ErrorKind::AddrInUse => {
+            let is_socket = std::fs::symlink_metadata(path)?.file_type().is_socket();
+            let refused =
+                || StdUnixStream::connect(path).is_err_and(|error| error.kind() == ErrorKind::ConnectionRefused);
+            if !is_socket || !refused() {
+                return Err(error);
+            }
+            std::fs::remove_file(path)?;
+            StdUnixListener::bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// Unix sockets serve the user who started the service, and root.
+fn may_connect(stream: &UnixStream) -> bool {
+    let own = rustix::process::geteuid().as_raw();
+    match stream.peer_cred() {
+        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) => {
+            warn!(uid = peer.uid(), "refused a connection of another user");
+            false
+        }
+        Err(error) => {
+            warn!(%error, "refused a connection: whose it is cannot be told");
+            false
+        }
+    }
+}
+
+async fn serve_connections<S, F, A>(accept: F, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    F: Fn() -> A + Send + 'static,
+    A: Future<Output = io::Result<Option<S>>> + Send + 'static,
+{
+    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let accepting = tokio::spawn(accept_all(accept, accepted));
+    let rpcs = MetaRpcs::new(Handler { book, stopped: stopped.clone() })
+        .max_decoding_message_size(MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(MESSAGE_BYTES_MAX);
+    let server = Server::builder()
+        .http2_keepalive_interval(Some(KEEP_ALIVE))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE))
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .add_service(rpcs)
+        .serve_with_incoming_shutdown(ReceiverStream::new(incoming), until_stopped(stopped.clone()));
+    tokio::pin!(server);
+    let served = tokio::select! {
+        served = &mut server => Some(served),
+        () = until_stopped(stopped) => None,
+    };
+    accepting.abort();
+    let served = match served {
+        Some(served) => served,
+        // Whoever has not finished by then is cut off.
+        None => tokio::time::timeout(DRAIN, server).await.unwrap_or(Ok(())),
+    };
+    served.map_err(io::Error::other)
+}
+
+async fn until_stopped(mut stopped: watch::Receiver<bool>) {
+    // An error means that nobody is left who could say stop.
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn accept_all<S, F, A>(accept: F, accepted: mpsc::Sender<io::Result<S>>)
+where
+    F: Fn() -> A,
+    A: Future<Output = io::Result<Option<S>>>,
+{
+    loop {
+        match accept().await {
+            Ok(Some(stream)) => {
+                if accepted.send(Ok(stream)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => {}
+            Err(error) => {
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! A request message in, a reply message out: checks, the core, and the packed forms in between.
+
+use memcache_proto::pack::{self, WireError};
+use memcache_proto::pb::{self, reply, request};
+use memcache_types::{ClientId, Epoch, Incarnation, KeyBatch, NodeId, Tier};
+
+use crate::core::{Core, Effect, Millis, Refusal, ReserveRequest, SegmentOffer};
+
+/// Answers one request. Trouble with the whole request becomes a `Failure` that names it; nothing here panics on bad
+/// input. What the shell should log is added to `effects`.
+pub fn serve(core: &mut Core, now: Millis, request: pb::Request, effects: &mut Vec<Effect>) -> pb::Reply {
+    let pb::Request { request_id, client, body } = request;
+    let body = match body {
+        None => Err(Fault::Wire(WireError::Missing { field: "body that this version knows" })),
+        Some(body) => answer(core, now, ClientId::new(client), body, effects),
+    };
+    let body = body.unwrap_or_else(|fault| reply::Body::Failure(fault.into_failure()));
+    pb::Reply { request_id, epoch: core.epoch().get(), body: Some(body) }
+}
+
+/// Why a request gets a `Failure`.
+enum Fault {
+    Wire(WireError),
+    Refused(Refusal),
+}
+
+impl From<WireError> for Fault {
+    fn from(error: WireError) -> Self {
+        Self::Wire(error)
+    }
+}
+
+impl From<Refusal> for Fault {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
+impl Fault {
+    fn into_failure(self) -> pb::Failure {
+        let (code, message) = match self {
+            Self::Wire(error) => (pb::failure::Code::Invalid, error.to_string()),
+            Self::Refused(refusal @ Refusal::Stale { .. }) => (pb::failure::Code::Stale, refusal.to_string()),
+            Self::Refused(refusal) => (pb::failure::Code::Invalid, refusal.to_string()),
+        };
+        pb::Failure { code: code.into(), message }
+    }
+}
+
+fn answer(
+    core: &mut Core,
+    now: Millis,
+    client: ClientId,
+    body: request::Body,
+    effects: &mut Vec<Effect>,
+) -> Result<reply::Body, Fault> {
+    Ok(match body {
+        request::Body::Reserve(request) => reply::Body::Reserve(reserve(core, now, client, request, effects)?),
+        request::Body::Seal(pb::Seal { reservations }) => {
+            let outcomes = core.seal(now, client, &reservations, effects)?;
+            reply::Body::Seal(pb::SealReply { outcomes: pack::outcomes_to_wire(&outcomes) })
+        }
+        request::Body::Abort(pb::Abort { reservations }) => {
+            core.abort(now, client, &reservations, effects)?;
+            reply::Body::Abort(pb::AbortReply {})
+        }
+        request::Body::Locate(pb::Locate { keys }) => {
+            reply::Body::Locate(locate(core, now, client, &pack::keys_from_wire(keys)?, effects)?)
+        }
+        request::Body::Release(pb::Release { leases }) => {
+            core.release(now, client, &leases, effects)?;
+            reply::Body::Release(pb::ReleaseReply {})
+        }
+        request::Body::MatchPrefix(pb::MatchPrefix { keys }) => {
+            let found = core.match_prefix(now, &pack::keys_from_wire(keys)?, effects);
+            reply::Body::MatchPrefix(pb::MatchPrefixReply {
+                present: key_count(found.present),
+                pending: key_count(found.pending),
+            })
+        }
+        request::Body::Exist(pb::Exist { keys }) => {
+            let outcomes = core.exist(now, &pack::keys_from_wire(keys)?, effects);
+            reply::Body::Exist(pb::ExistReply { outcomes: pack::outcomes_to_wire(&outcomes) })
+        }
+        request::Body::Remove(pb::Remove { keys }) => {
+            let removed = core.remove(now, &pack::keys_from_wire(keys)?, effects);
+            reply::Body::Remove(pb::RemoveReply { removed: removed.into_iter().map(u8::from).collect() })
+        }
+        request::Body::RemoveAll(pb::RemoveAll {}) => {
+            reply::Body::RemoveAll(pb::RemoveAllReply { removed: core.remove_all(now, effects) })
+        }
+        request::Body::Join(request) => reply::Body::Join(join(core, now, request, effects)?),
+        request::Body::Heartbeat(pb::Heartbeat { node, incarnation }) => {
+            let joined = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
+            reply::Body::Heartbeat(pb::HeartbeatReply { joined })
+        }
+        request::Body::Leave(pb::Leave { node, incarnation }) => {
+            core.leave(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
+            reply::Body::Leave(pb::LeaveReply {})
+        }
+        request::Body::Describe(pb::Describe { segments }) => {
+            reply::Body::Describe(describe(core, now, &segments, effects)?)
+        }
+        request::Body::RegisterFingerprint(pb::RegisterFingerprint { scope, fields }) => {
+            let fields = fields.into_iter().map(|field| (field.name, field.value));
+            let differences = core.register_fingerprint(scope, fields)?;
+            let differences = differences
+                .into_iter()
+                .map(|difference| pb::FieldDifference {
+                    name: difference.name,
+                    ours: difference.ours,
+                    theirs: difference.theirs,
+                })
+                .collect();
+            reply::Body::RegisterFingerprint(pb::RegisterFingerprintReply { differences })
+        }
+        request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
+    })
+}
+
+/// A batch has at most 2^16 keys.
+fn key_count(count: usize) -> u32 {
+    u32::try_from(count).unwrap_or(u32::MAX)
+}
+
+fn reserve(
+    core: &mut Core,
+    now: Millis,
+    client: ClientId,
+    request: pb::Reserve,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::ReserveReply, Fault> {
+    let keys = pack::keys_from_wire(request.keys)?;
+    let near = Some(request.near).filter(|node| *node != 0).map(NodeId::new);
+    let request =
+        ReserveRequest { keys: &keys, payload_bytes: &request.payload_bytes, near, exclusive: request.exclusive };
+    let found = core.reserve(now, client, &request, effects)?;
+    let tickets = &found.tickets;
+    Ok(pb::ReserveReply {
+        outcomes: pack::outcomes_to_wire(&found.outcomes),
+        reservations: tickets.iter().map(|ticket| ticket.reservation.get()).collect(),
+        segments: tickets.iter().map(|ticket| ticket.address.segment().get()).collect(),
+        offsets: tickets.iter().map(|ticket| ticket.address.offset()).collect(),
+        generations: tickets.iter().map(|ticket| ticket.generation.get()).collect(),
+        ttl_ms: core.settings().reservation_ttl_ms,
+        largest_bytes: found.largest_bytes,
+    })
+}
+
+fn locate(
+    core: &mut Core,
+    now: Millis,
+    client: ClientId,
+    keys: &KeyBatch,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::LocateReply, Fault> {
+    let located = core.locate(now, client, keys, effects)?;
+    let found = &located.found;
+    Ok(pb::LocateReply {
+        outcomes: pack::outcomes_to_wire(&located.outcomes),
+        segments: found.iter().map(|found| found.address.segment().get()).collect(),
+        offsets: found.iter().map(|found| found.address.offset()).collect(),
+        payload_bytes: found.iter().map(|found| found.payload_bytes).collect(),
+        generations: found.iter().map(|found| found.generation.get()).collect(),
+        lease: located.lease.map_or(0, memcache_types::LeaseId::get),
+        lease_ms: core.settings().lease_ms,
+    })
+}
+
+fn join(core: &mut Core, now: Millis, request: pb::Join, effects: &mut Vec<Effect>) -> Result<pb::JoinReply, Fault> {
+    let offers = request.segments.into_iter().map(offer).collect::<Result<Vec<_>, Refusal>>()?;
+    let joined = core.join(
+        now,
+        (NodeId::new(request.node), Incarnation::new(request.incarnation)),
+        &request.name,
+        offers,
+        Epoch::new(request.previous_epoch),
+        effects,
+    )?;
+    Ok(pb::JoinReply {
+        segments: joined.segments.iter().map(|segment| segment.get()).collect(),
+        heartbeat_ms: core.settings().heartbeat_ms,
+    })
+}
+
+fn offer(segment: pb::JoinSegment) -> Result<SegmentOffer, Refusal> {
+    let tier = match segment.tier {
+        1 => Tier::Hbm,
+        2 => Tier::Dram,
+        3 => Tier::Ssd,
+        other => {
+            return Err(Refusal::Value { what: "tier", value: other.into(), want: "1 (HBM), 2 (DRAM) or 3 (SSD)" });
+        }
+    };
+    Ok(SegmentOffer { bytes: segment.bytes, tier, descriptor: segment.descriptor.into() })
+}
+
+fn describe(
+    core: &mut Core,
+    now: Millis,
+    segments: &[u64],
+    effects: &mut Vec<Effect>,
+) -> Result<pb::DescribeReply, Fault> {
+    let segments = core
+        .describe(now, segments, effects)?
+        .into_iter()
+        .map(|known| pb::SegmentInfo {
+            segment: known.segment.get(),
+            node: known.node.get(),
+            bytes: known.bytes,
+            descriptor: known.descriptor.into(),
+        })
+        .collect();
+    Ok(pb::DescribeReply { segments })
+}
+
+fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::StatusReply {
+    let report = core.status(now, effects);
+    pb::StatusReply {
+        objects: report.objects,
+        capacity_bytes: report.nodes.iter().map(|node| node.capacity_bytes).sum(),
+        used_bytes: report.nodes.iter().map(|node| node.used_bytes).sum(),
+        reservations: report.reservations,
+        leases: report.leases,
+        evicted_objects: report.evicted_objects,
+        evicted_bytes: report.evicted_bytes,
+        uptime_ms: report.uptime_ms,
+        nodes: report
+            .nodes
+            .into_iter()
+            .map(|node| pb::NodeStatus {
+                node: node.node.get(),
+                incarnation: node.incarnation.get(),
+                name: node.name.into(),
+                capacity_bytes: node.capacity_bytes,
+                used_bytes: node.used_bytes,
+                objects: node.objects,
+                heartbeat_age_ms: node.heartbeat_age_ms,
+            })
+            .collect(),
+    }
+}
