@@ -22,7 +22,7 @@
 //! | [`segment`] | `Segment`, `SegmentOptions`: memory this node lends |
 //! | [`mapping`] | `Mapping`: a peer's segment in this process |
 //! | [`region`] | `RawRegion`: a bounds-checked view, and the order of trailer and payload |
-//! | [`copy`] | `gather`, `scatter`: between local pieces and a region |
+//! | [`copy`] | `gather`, `scatter`: between local pieces and a region, with the kernel that suits |
 //! | [`trailer`] | `Trailer`, `Checksum`, the geometry of an extent |
 //! | [`checksum`] | CRC-32C over pieces |
 
@@ -37,7 +37,7 @@ pub mod segment;
 pub mod trailer;
 
 pub use checksum::{checksum_bytes, checksum_pieces};
-pub use copy::{gather, scatter};
+pub use copy::{CopyMode, Kernel, gather, gather_with, scatter, scatter_with};
 pub use error::MemoryError;
 pub use mapping::Mapping;
 pub use region::{OutOfBounds, RawRegion};

@@ -1,0 +1,147 @@
+//! How fast this machine gathers objects into a segment, by kernel, shape and what is in the caches.
+//!
+//! `cargo run --release -p memcache-memory --example copy_kernels`
+//!
+//! Prints GB/s (10^9 bytes), medians of nine rounds in which all kernels take turns. "cold": objects one after the
+//! other through 350 MB on each side; "hot": the same object again and again. `auto` is what the transports use.
+
+#![allow(clippy::print_stdout, reason = "a benchmark talks")]
+#![allow(clippy::cast_precision_loss, reason = "rates with two digits")]
+
+use std::process::ExitCode;
+use std::time::Instant;
+
+use memcache_memory::{
+    CopyMode, Kernel, MemoryError, Segment, SegmentOptions, checksum_pieces, gather_with, scatter_with,
+};
+use memcache_types::ScatterList;
+
+const POOL_BYTES: usize = 350 << 20;
+const ROUNDS: usize = 9;
+
+struct Shape {
+    name: &'static str,
+    pieces: Vec<usize>,
+}
+
+fn shapes() -> Vec<Shape> {
+    vec![
+        Shape { name: "61x128K+61x16K", pieces: [128 << 10, 16 << 10].repeat(61) },
+        Shape { name: "64x32K", pieces: vec![32 << 10; 64] },
+        Shape { name: "64x4K", pieces: vec![4 << 10; 64] },
+        Shape { name: "4096x256", pieces: vec![256; 4096] },
+        Shape { name: "1x8784K", pieces: vec![8784 << 10] },
+    ]
+}
+
+#[derive(Clone, Copy)]
+enum Direction {
+    Gather,
+    Scatter,
+}
+
+fn main() -> ExitCode {
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("{error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run() -> Result<(), MemoryError> {
+    let segment = Segment::create(POOL_BYTES as u64, &SegmentOptions::default())?;
+    let mut local = vec![1u8; POOL_BYTES];
+    let modes: Vec<(String, CopyMode)> = [("memcpy".to_owned(), CopyMode::Plain), ("auto".to_owned(), CopyMode::Auto)]
+        .into_iter()
+        .chain(
+            Kernel::ALL
+                .into_iter()
+                .filter(|kernel| kernel.is_available())
+                .map(|kernel| (kernel.to_string(), CopyMode::Streaming(kernel))),
+        )
+        .collect();
+    println!("best kernel of this processor: {}", Kernel::best().map_or("none", Kernel::name));
+    print!("{:<16} {:<8} {:<6}", "shape", "", "");
+    for (name, _) in &modes {
+        print!("{name:>18}");
+    }
+    println!();
+    for shape in shapes() {
+        let bytes: usize = shape.pieces.iter().sum();
+        for (heat, objects) in [("cold", POOL_BYTES / (bytes + 64 * shape.pieces.len())), ("hot", 1)] {
+            let lists = lists(&mut local, &shape.pieces, objects);
+            for (name, direction) in [("gather", Direction::Gather), ("scatter", Direction::Scatter)] {
+                let rates = measure(&segment, &lists, bytes, &modes, direction);
+                print!("{:<16} {name:<8} {heat:<6}", shape.name);
+                for rate in rates {
+                    print!("{rate:>18.1}");
+                }
+                println!();
+            }
+        }
+    }
+    let lists = lists(&mut local, &[128 << 10; 68], 40);
+    let started = Instant::now();
+    // SAFETY: the pieces lie in `local`, which nobody writes to.
+    let checksums = lists.iter().map(|list| unsafe { checksum_pieces(list) }).fold(0, |all, one| all ^ one);
+    let bytes: u64 = lists.iter().map(ScatterList::bytes).sum();
+    println!("CRC-32C over cold pieces: {:.1} GB/s ({checksums:08x})", rate(bytes, started));
+    Ok(())
+}
+
+/// Lists of pieces, one an object, with a line between pieces so that they do not merge.
+fn lists(local: &mut [u8], pieces: &[usize], objects: usize) -> Vec<ScatterList> {
+    let mut at = local.as_mut_ptr().expose_provenance() as u64;
+    (0..objects)
+        .map(|_| {
+            let mut list = ScatterList::with_capacity(pieces.len());
+            for bytes in pieces {
+                list.push(at, *bytes as u64);
+                at += *bytes as u64 + if pieces.len() > 1 { 64 } else { 0 };
+            }
+            list
+        })
+        .collect()
+}
+
+fn measure(
+    segment: &Segment,
+    lists: &[ScatterList],
+    bytes: usize,
+    modes: &[(String, CopyMode)],
+    direction: Direction,
+) -> Vec<f64> {
+    let mut rates = vec![Vec::new(); modes.len()];
+    let repeats = (POOL_BYTES / bytes / lists.len()).clamp(1, 200);
+    for _ in 0..ROUNDS {
+        for ((_, mode), rates) in modes.iter().zip(&mut rates) {
+            let started = Instant::now();
+            for _ in 0..repeats {
+                for (list, number) in lists.iter().zip(0u64..) {
+                    let Ok(extent) = segment.region().sub(number * bytes as u64, bytes as u64) else { continue };
+                    // SAFETY: the pieces lie in `local`, which outlives this and is used by nobody else.
+                    unsafe {
+                        match direction {
+                            Direction::Gather => gather_with(*mode, list, extent),
+                            Direction::Scatter => scatter_with(*mode, extent, list),
+                        }
+                    }
+                }
+            }
+            rates.push(rate((repeats * lists.len() * bytes) as u64, started));
+        }
+    }
+    rates
+        .into_iter()
+        .map(|mut rates| {
+            rates.sort_by(f64::total_cmp);
+            rates[ROUNDS / 2]
+        })
+        .collect()
+}
+
+fn rate(bytes: u64, started: Instant) -> f64 {
+    bytes as f64 / started.elapsed().as_secs_f64() / 1e9
+}
