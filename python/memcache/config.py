@@ -1,0 +1,76 @@
+"""Settings of a store."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from typing import Any, TypeAlias
+
+from memcache import _core
+
+PathLike: TypeAlias = "str | os.PathLike[str]"
+
+
+def as_overrides(values: dict[str, Any]) -> list[tuple[str, str]]:
+    """Keyword arguments as the text that files and the environment would hold."""
+    return [(key, _text(value)) for key, value in values.items() if value is not None]
+
+
+def _text(value: object) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(value)
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Settings of a :class:`memcache.Store`.
+
+    Built by hand it holds exactly what was given and the defaults below; :meth:`load` also asks a file and the
+    environment. Values are checked when the store is opened, or by :meth:`load`.
+    """
+
+    meta_address: str = ""
+    """``host:port``, ``unix:/path`` or ``unix-abstract:name``. Empty: this process hosts a MetaService itself."""
+    pool_id: str = ""
+    """Processes of this host with the same id share a hosted MetaService. Without meaning with an address."""
+    lend_bytes: int | str = 0
+    """Host memory to lend, in bytes or as ``"4GB"``; 0 lends nothing."""
+    protocol: str = "auto"
+    """``"auto"``, ``"host_shm"`` or ``"host_tcp"``: how memory of other processes is reached."""
+    node_name: str = ""
+    """Name for people. Default: host name and process id."""
+    data_host: str = ""
+    """Address peers on other hosts use for data. Default: loopback, or the route to the MetaService."""
+    timeout_ms: int = 5000
+    """Deadline of a call that names none, in milliseconds."""
+    checksum: str = "always"
+    """``"always"`` or ``"off"``: CRC-32C of every payload. Generation and length are compared in any case."""
+    huge_pages: bool = False
+    """Back lent memory with huge pages where there are any."""
+    transfer_threads: int = 0
+    """Threads that copy for one call; 0: as many as cores, at most 4."""
+
+    @classmethod
+    def load(cls, path: PathLike | None = None, **overrides: Any) -> StoreConfig:
+        """Settings from, later ones winning: defaults, the file ``path`` (or the one ``MEMCACHE_CONFIG`` names), the
+        environment (``MEMCACHE_META_ADDRESS``, ``MEMCACHE_LEND_BYTES``, ...), ``overrides``.
+
+        Raises :class:`memcache.ConfigError` naming the source, the key and what is allowed; an unknown key is told
+        with the nearest known one.
+        """
+        settings = dict(_core.store_settings(os.fspath(path) if path is not None else None, as_overrides(overrides)))
+        values: dict[str, Any] = {}
+        for entry in fields(cls):
+            text = settings[entry.name]
+            if entry.name in ("timeout_ms", "transfer_threads"):
+                values[entry.name] = int(text)
+            elif entry.name == "huge_pages":
+                values[entry.name] = text == "true"
+            else:
+                values[entry.name] = text
+        return cls(**values)
+
+    def overrides(self) -> list[tuple[str, str]]:
+        """Every setting as (key, text), as the native half takes them."""
+        return as_overrides({entry.name: getattr(self, entry.name) for entry in fields(self)})

@@ -1,0 +1,1 @@
+"""The MetaService program: ``python -m memcache.meta [--config conf/meta.toml] [--set KEY=VALUE ...]``."""

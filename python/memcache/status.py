@@ -1,0 +1,47 @@
+"""The truth about one key of a call. The numbers never change."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class PutStatus(IntEnum):
+    """What became of one key of a put. Negative: not stored."""
+
+    STORED = 0
+    """Written and sealed by this call."""
+    PRESENT = 1
+    """Readable already, or another writer sealed it first; nothing of this call's value was kept."""
+    PENDING = 2
+    """Another writer holds the key, and the call asked not to race it (``exclusive``)."""
+    NO_SPACE = -1
+    """No node has room, even after eviction."""
+    TOO_LARGE = -2
+    """Larger than any segment of the pool."""
+    UNAVAILABLE = -3
+    """The MetaService, or the node that was to hold it, cannot be reached."""
+    TIMEOUT = -4
+    """The deadline passed first."""
+    INVALID = -5
+    """The request for this key was malformed."""
+    LOST = -6
+    """The reservation ran out before the value was sealed."""
+
+
+class GetStatus(IntEnum):
+    """What became of one key of a get. Anything but ``HIT`` leaves nothing of use in the target."""
+
+    HIT = 0
+    """The bytes are in place and verified."""
+    MISS = 1
+    """Not in the pool, or gone before the read was over."""
+    SIZE_MISMATCH = -1
+    """Stored with another length than the target's; nothing was written to it."""
+    UNAVAILABLE = -3
+    """The MetaService, or the node that holds it, cannot be reached."""
+    TIMEOUT = -4
+    """The deadline passed first."""
+    INVALID = -5
+    """The request for this key was malformed."""
+    CORRUPT = -7
+    """Trailer or checksum did not match. Treat it as a miss."""

@@ -1,0 +1,387 @@
+//! The store, as Python sees it: keys and memory in, statuses out, the interpreter lock released in between.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use memcache_client::lookup::FieldDifference;
+use memcache_client::{Buffers, Store as Client, StoreOptions};
+use memcache_config::StoreConfig;
+use memcache_meta::MetaServer;
+use memcache_types::{GetStatus, KeyBatch, PutStatus};
+use numpy::PyArray1;
+use parking_lot::Mutex;
+use pyo3::prelude::*;
+use pyo3::types::{PyBytes, PyDict, PyList};
+
+use crate::arguments::{deadline, key_batch};
+use crate::buffers::{Access, Collector};
+use crate::completion::{Completion, Kind, get_array, put_array};
+use crate::config::{Overrides, store_config};
+use crate::embedded::host_or_find;
+use crate::errors::{InvalidArgument, store_error};
+use crate::layout::KvLayout;
+
+/// A client of one pool.
+#[pyclass(frozen, module = "memcache._core")]
+pub(crate) struct Store {
+    client: Client,
+    config: StoreConfig,
+    timeout: Duration,
+    /// The service this process hosts, in embedded mode; stopped after the client.
+    hosted: Mutex<Option<MetaServer>>,
+    embedded: bool,
+}
+
+type FoundFields = Vec<(String, String, String)>;
+
+#[pymethods]
+impl Store {
+    /// Opens a store from a file, the environment and overrides.
+    #[new]
+    #[pyo3(signature = (path, overrides))]
+    fn new(py: Python<'_>, path: Option<PathBuf>, overrides: Overrides) -> PyResult<Self> {
+        let config = store_config(path, &overrides)?;
+        py.detach(|| Self::open(config))
+    }
+
+    /// Puts one object a key. `layered`: each value is a sequence of buffers that make up one object.
+    #[pyo3(signature = (keys, values, layered, exclusive, timeout_ms=None))]
+    fn put(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        values: &Bound<'_, PyAny>,
+        layered: bool,
+        exclusive: bool,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let sources = collect(values, layered, Access::Read)?;
+        let statuses = self.put_now(py, &keys, &sources, exclusive, timeout_ms)?;
+        Ok(put_array(py, &statuses))
+    }
+
+    /// Gets one object a key into the given memory. `layered`: as for `put`.
+    #[pyo3(signature = (keys, targets, layered, timeout_ms=None))]
+    fn get_into(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        targets: &Bound<'_, PyAny>,
+        layered: bool,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let targets = collect(targets, layered, Access::Write)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let statuses = py.detach(|| self.client.get(&keys, &targets, until)).map_err(|error| store_error(&error))?;
+        Ok(get_array(py, &statuses))
+    }
+
+    /// Gets objects of unknown size as new `bytes`; `None` where there is none.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let located = py.detach(|| self.client.locate(&keys, until)).map_err(|error| store_error(&error))?;
+        let mut collector = Collector::with_capacity(keys.len());
+        let mut values: Vec<Option<Bound<'py, PyBytes>>> = Vec::with_capacity(keys.len());
+        for bytes in located.payload_bytes() {
+            if let Some(bytes) = bytes {
+                values.push(Some(collector.add_new_bytes(py, bytes)?));
+            } else {
+                collector.add_nothing();
+                values.push(None);
+            }
+        }
+        let targets = collector.finish();
+        let statuses =
+            py.detach(|| self.client.read(&located, &keys, &targets, until)).map_err(|error| store_error(&error))?;
+        let found = values.into_iter().zip(statuses).map(|(value, status)| value.filter(|_| status == GetStatus::Hit));
+        PyList::new(py, found.collect::<Vec<_>>())
+    }
+
+    /// Whether each key is readable: a `bool` array.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn exist(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, timeout_ms: Option<u64>) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let found = py.detach(|| self.client.exist(&keys, until)).map_err(|error| store_error(&error))?;
+        let found = found.iter().map(|presence| *presence == memcache_client::Presence::Present).collect();
+        Ok(PyArray1::from_vec(py, found).into_any().unbind())
+    }
+
+    /// What is known of each key, without waiting.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn exist_async(&self, keys: &Bound<'_, PyAny>, timeout_ms: Option<u64>) -> PyResult<Completion> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let done = self.client.exist_async(&keys, until).map_err(|error| store_error(&error))?;
+        Ok(Completion::new(Kind::Exist(done), self.timeout))
+    }
+
+    /// Removes keys; a `bool` array of those that were readable.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn remove(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, timeout_ms: Option<u64>) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let removed = py.detach(|| self.client.remove(&keys, until)).map_err(|error| store_error(&error))?;
+        Ok(PyArray1::from_vec(py, removed).into_any().unbind())
+    }
+
+    /// Removes everything from the pool; the number of objects that were there.
+    #[pyo3(signature = (timeout_ms=None))]
+    fn remove_all(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<u64> {
+        let until = deadline(timeout_ms, self.timeout)?;
+        py.detach(|| self.client.remove_all(until)).map_err(|error| store_error(&error))
+    }
+
+    /// How many leading keys are (readable, readable or being written).
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn match_prefix(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<(usize, usize)> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let matched = py.detach(|| self.client.match_prefix(&keys, until)).map_err(|error| store_error(&error))?;
+        Ok((matched.present, matched.pending))
+    }
+
+    /// `match_prefix` without waiting.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn match_prefix_async(&self, keys: &Bound<'_, PyAny>, timeout_ms: Option<u64>) -> PyResult<Completion> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let done = self.client.match_prefix_async(&keys, until).map_err(|error| store_error(&error))?;
+        Ok(Completion::new(Kind::Match(done), self.timeout))
+    }
+
+    /// Registers the tensors of a KV cache.
+    #[pyo3(signature = (tensors, num_blocks=None))]
+    #[allow(clippy::unused_self, reason = "a store registers with its transports here once there are any that need it")]
+    fn register_layout(&self, tensors: &Bound<'_, PyAny>, num_blocks: Option<u64>) -> PyResult<KvLayout> {
+        KvLayout::register(tensors, num_blocks)
+    }
+
+    /// Puts blocks of a KV cache, one object a key.
+    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None))]
+    fn put_blocks(
+        &self,
+        py: Python<'_>,
+        layout: &KvLayout,
+        keys: &Bound<'_, PyAny>,
+        block_ids: &Bound<'_, PyAny>,
+        exclusive: bool,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Py<PyAny>> {
+        let (keys, sources) = blocks(layout, keys, block_ids)?;
+        let statuses = self.put_now(py, &keys, &sources, exclusive, timeout_ms)?;
+        Ok(put_array(py, &statuses))
+    }
+
+    /// `put_blocks` without waiting.
+    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None))]
+    fn put_blocks_async(
+        &self,
+        layout: &KvLayout,
+        keys: &Bound<'_, PyAny>,
+        block_ids: &Bound<'_, PyAny>,
+        exclusive: bool,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Completion> {
+        let (keys, sources) = blocks(layout, keys, block_ids)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let done = self.client.put_async(keys, sources, exclusive, until).map_err(|error| store_error(&error))?;
+        Ok(Completion::new(Kind::Put(done), self.timeout))
+    }
+
+    /// Gets blocks of a KV cache, one object a key.
+    #[pyo3(signature = (layout, keys, block_ids, timeout_ms=None))]
+    fn get_blocks(
+        &self,
+        py: Python<'_>,
+        layout: &KvLayout,
+        keys: &Bound<'_, PyAny>,
+        block_ids: &Bound<'_, PyAny>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Py<PyAny>> {
+        let (keys, targets) = blocks(layout, keys, block_ids)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let statuses = py.detach(|| self.client.get(&keys, &targets, until)).map_err(|error| store_error(&error))?;
+        Ok(get_array(py, &statuses))
+    }
+
+    /// `get_blocks` without waiting.
+    #[pyo3(signature = (layout, keys, block_ids, timeout_ms=None))]
+    fn get_blocks_async(
+        &self,
+        layout: &KvLayout,
+        keys: &Bound<'_, PyAny>,
+        block_ids: &Bound<'_, PyAny>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Completion> {
+        let (keys, targets) = blocks(layout, keys, block_ids)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let done = self.client.get_async(keys, targets, until).map_err(|error| store_error(&error))?;
+        Ok(Completion::new(Kind::Get(done), self.timeout))
+    }
+
+    /// Registers a fingerprint; (field, ours, theirs) of each field that differs from what others registered.
+    #[pyo3(signature = (scope, fields, timeout_ms=None))]
+    fn register_fingerprint(
+        &self,
+        py: Python<'_>,
+        scope: &str,
+        fields: Vec<(String, String)>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<FoundFields> {
+        let until = deadline(timeout_ms, self.timeout)?;
+        let found = py
+            .detach(|| self.client.register_fingerprint(scope, &fields, until))
+            .map_err(|error| store_error(&error))?;
+        Ok(found.into_iter().map(|FieldDifference { name, ours, theirs }| (name, ours, theirs)).collect())
+    }
+
+    /// The state of the pool.
+    #[pyo3(signature = (timeout_ms=None))]
+    fn status<'py>(&self, py: Python<'py>, timeout_ms: Option<u64>) -> PyResult<Bound<'py, PyDict>> {
+        let until = deadline(timeout_ms, self.timeout)?;
+        let (epoch, reply) = py.detach(|| self.client.status(until)).map_err(|error| store_error(&error))?;
+        let status = PyDict::new(py);
+        let nodes = PyList::empty(py);
+        for node in &reply.nodes {
+            let entry = PyDict::new(py);
+            entry.set_item("node", format!("{:x}", node.node))?;
+            entry.set_item("name", &node.name)?;
+            entry.set_item("capacity_bytes", node.capacity_bytes)?;
+            entry.set_item("used_bytes", node.used_bytes)?;
+            entry.set_item("objects", node.objects)?;
+            entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
+            nodes.append(entry)?;
+        }
+        status.set_item("epoch", epoch)?;
+        status.set_item("nodes", nodes)?;
+        status.set_item("objects", reply.objects)?;
+        status.set_item("capacity_bytes", reply.capacity_bytes)?;
+        status.set_item("used_bytes", reply.used_bytes)?;
+        status.set_item("reservations", reply.reservations)?;
+        status.set_item("leases", reply.leases)?;
+        status.set_item("evicted_objects", reply.evicted_objects)?;
+        status.set_item("evicted_bytes", reply.evicted_bytes)?;
+        status.set_item("uptime_ms", reply.uptime_ms)?;
+        Ok(status)
+    }
+
+    /// Counters of this client by name.
+    fn stats(&self) -> Vec<(&'static str, u64)> {
+        self.client.stats().entries()
+    }
+
+    /// Whether the connection to the `MetaService` is believed to be up.
+    fn available(&self) -> bool {
+        self.client.book().is_up()
+    }
+
+    /// Where the `MetaService` is.
+    #[getter]
+    fn meta_address(&self) -> String {
+        self.client.book().endpoint().to_string()
+    }
+
+    /// Whether no address was configured: this process or a sibling hosts the `MetaService`.
+    #[getter]
+    fn embedded(&self) -> bool {
+        self.embedded
+    }
+
+    /// Every setting as (key, value as text).
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        self.config.entries()
+    }
+
+    /// Ends the store; whether every running transfer had ended within the time.
+    #[pyo3(signature = (timeout_ms=None))]
+    fn close(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<bool> {
+        let until = deadline(timeout_ms, self.timeout)?;
+        Ok(py.detach(|| {
+            let ended = self.client.close(until);
+            drop(self.hosted.lock().take());
+            ended
+        }))
+    }
+
+    /// Parses keys and block ids, builds the scatter lists and moves nothing: what the Python call itself costs.
+    #[pyo3(signature = (layout, keys, block_ids))]
+    #[allow(clippy::unused_self, reason = "measured as a method, as the calls it stands for")]
+    fn plan_blocks(
+        &self,
+        layout: &KvLayout,
+        keys: &Bound<'_, PyAny>,
+        block_ids: &Bound<'_, PyAny>,
+    ) -> PyResult<usize> {
+        let (_, buffers) = blocks(layout, keys, block_ids)?;
+        Ok(buffers.lists().iter().map(|list| list.pieces().len()).sum())
+    }
+}
+
+impl Store {
+    fn open(config: StoreConfig) -> PyResult<Self> {
+        let (endpoint, hosted, embedded) = match &config.meta_address {
+            Some(endpoint) => (endpoint.clone(), None, false),
+            None => {
+                let found = host_or_find(&config.pool_id)?;
+                (found.endpoint, found.server, true)
+            }
+        };
+        let options = StoreOptions::from_config(&config, endpoint);
+        let client = Client::open(&options).map_err(|error| store_error(&error))?;
+        let timeout = Duration::from_millis(config.timeout_ms);
+        Ok(Self { client, config, timeout, hosted: Mutex::new(hosted), embedded })
+    }
+
+    fn put_now(
+        &self,
+        py: Python<'_>,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        exclusive: bool,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Vec<PutStatus>> {
+        let until: Instant = deadline(timeout_ms, self.timeout)?;
+        py.detach(|| self.client.put(keys, sources, exclusive, until)).map_err(|error| store_error(&error))
+    }
+}
+
+fn collect(values: &Bound<'_, PyAny>, layered: bool, access: Access) -> PyResult<Buffers> {
+    let mut collector = Collector::with_capacity(values.len().unwrap_or(0));
+    for value in values.try_iter()? {
+        let value = value?;
+        if layered {
+            collector.add_layers(&value, access)?;
+        } else {
+            collector.add(&value, access)?;
+        }
+    }
+    Ok(collector.finish())
+}
+
+fn blocks(
+    layout: &KvLayout,
+    keys: &Bound<'_, PyAny>,
+    ids: &Bound<'_, PyAny>,
+) -> PyResult<(KeyBatch, Buffers)> {
+    let keys = key_batch(keys)?;
+    let buffers = layout.buffers(ids)?;
+    if keys.len() != buffers.len() {
+        return Err(InvalidArgument::new_err(format!("{} keys but {} block ids", keys.len(), buffers.len())));
+    }
+    Ok((keys, buffers))
+}
