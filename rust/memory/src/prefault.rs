@@ -25,9 +25,9 @@ pub(crate) fn prefault(mapped: &Mapped) -> Result<(), MemoryError> {
     let results: Vec<io::Result<()>> = thread::scope(|scope| {
         let rest: Vec<_> = (part..whole)
             .step_by(part)
-            .map(|offset| scope.spawn(move || populate(mapped, offset, part.min(whole - offset))))
+            .map(|offset| scope.spawn(move || touch(mapped, offset, part.min(whole - offset))))
             .collect();
-        let first = populate(mapped, 0, part);
+        let first = touch(mapped, 0, part);
         let joined = rest
             .into_iter()
             .map(|thread| thread.join().unwrap_or_else(|_| Err(io::Error::other("a prefault thread panicked"))));
@@ -40,19 +40,14 @@ pub(crate) fn prefault(mapped: &Mapped) -> Result<(), MemoryError> {
     })
 }
 
-fn populate(mapped: &Mapped, offset: usize, bytes: usize) -> io::Result<()> {
+fn touch(mapped: &Mapped, offset: usize, bytes: usize) -> io::Result<()> {
+    match populate(mapped, offset as u64, bytes as u64) {
+        // Kernels before 5.14 do not know this advice.
+        Err(Errno::INVAL) => {}
+        done => return done.map_err(io::Error::from),
+    }
     // SAFETY: offset < length of the mapping.
     let start = unsafe { mapped.base().add(offset) };
-    loop {
-        // SAFETY: `start..start + bytes` lies in the mapping; populating changes no byte.
-        match unsafe { madvise(start.as_ptr().cast(), bytes, Advice::LinuxPopulateWrite) } {
-            Ok(()) => return Ok(()),
-            Err(Errno::INTR | Errno::AGAIN) => {}
-            // Kernels before 5.14 do not know this advice.
-            Err(Errno::INVAL) => break,
-            Err(error) => return Err(error.into()),
-        }
-    }
     for page in (0..bytes).step_by(PAGE_BYTES) {
         // SAFETY: page < bytes. The segment is not yet shared with anyone, so adding zero races with nobody.
         unsafe {
@@ -61,4 +56,16 @@ fn populate(mapped: &Mapped, offset: usize, bytes: usize) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+/// Has the kernel give pages their memory and enter them into the page tables, without changing a byte.
+pub(crate) fn populate(mapped: &Mapped, offset: u64, bytes: u64) -> rustix::io::Result<()> {
+    let Ok(part) = mapped.region().sub(offset, bytes) else { return Err(Errno::RANGE) };
+    loop {
+        // SAFETY: the range lies in the mapping, as just checked; populating changes no byte.
+        match unsafe { madvise(part.base().as_ptr().cast(), part.len(), Advice::LinuxPopulateWrite) } {
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            done => return done,
+        }
+    }
 }

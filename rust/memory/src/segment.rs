@@ -148,6 +148,14 @@ mod tests {
     }
 
     #[test]
+    fn a_mapping_is_warmed_to_its_end() {
+        let segment = Segment::create(crate::mapping::WARM_BYTES + 4096, &SegmentOptions::default()).unwrap();
+        let mapping = crate::Mapping::from_fd(segment.fd().try_clone_to_owned().unwrap(), segment.bytes()).unwrap();
+        let steps: Vec<u64> = std::iter::successors(Some(0), |offset| mapping.warm(*offset)).collect();
+        assert_eq!(steps, [0, crate::mapping::WARM_BYTES, segment.bytes()]);
+    }
+
+    #[test]
     fn a_mapping_shows_the_same_bytes_and_checks_what_it_gets() {
         let segment =
             Segment::create(SEGMENT_BYTES_MIN, &SegmentOptions { huge_pages: false, prefault: false }).unwrap();
@@ -157,6 +165,8 @@ mod tests {
         let mut seen = [0; 3];
         mapping.region().sub(100, 3).unwrap().read_into(&mut seen);
         assert_eq!(&seen, b"abc");
+
+        assert_eq!(mapping.warm(0), None, "memory that its owner has not touched is taken from the system");
 
         let copy = segment.fd().try_clone_to_owned().unwrap();
         let short = crate::Mapping::from_fd(copy, segment.bytes() + 1).unwrap_err();
