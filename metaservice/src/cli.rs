@@ -1,7 +1,7 @@
 //! The command: the same for the binary, the installed command and `python -m memcache.meta`.
 
 use std::ffi::OsString;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -74,7 +74,11 @@ pub fn run_cli(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Err(error) => return complain(USAGE, &format!("log = {:?}: {error}", config.log)),
     };
     // Where the host process has a log already, ours goes there.
-    let _ = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).try_init();
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal())
+        .try_init();
     match serve(&config) {
         Ok(code) => code,
         Err(error) => complain(FAILED, &error),

@@ -54,10 +54,6 @@ impl<T: Linked> List<T> {
         Self { newest: None, oldest: None }
     }
 
-    pub(super) const fn newest(&self) -> Option<Slot<T>> {
-        self.newest
-    }
-
     pub(super) const fn oldest(&self) -> Option<Slot<T>> {
         self.oldest
     }
@@ -123,7 +119,7 @@ mod tests {
         assert_eq!(names(&list, &slab), [3, 1, 0]);
         list.unlink(&mut slab, slots[0]);
         list.unlink(&mut slab, slots[3]);
-        assert_eq!((list.oldest(), list.newest()), (Some(slots[1]), Some(slots[1])));
+        assert_eq!((list.oldest(), list.newest), (Some(slots[1]), Some(slots[1])));
         list.unlink(&mut slab, slots[1]);
         assert_eq!(list.oldest(), None);
         list.push(&mut slab, slots[2]);

@@ -20,7 +20,7 @@ pub(super) struct Lease {
     serial: u64,
     client: ClientId,
     deadline: Millis,
-    objects: Box<[Slot<Object>]>,
+    pub(super) objects: Box<[Slot<Object>]>,
 }
 
 linked!(Lease);

@@ -38,10 +38,10 @@ linked!(Reservation);
 /// Space whose writer did not say that it is done: it may still write.
 #[derive(Debug)]
 pub(super) struct Quarantine {
-    until: Millis,
-    segment: SegmentId,
-    offset: u64,
-    bytes: u64,
+    pub(super) until: Millis,
+    pub(super) segment: SegmentId,
+    pub(super) offset: u64,
+    pub(super) bytes: u64,
 }
 
 /// What a writer wants.

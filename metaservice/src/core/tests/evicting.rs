@@ -1,0 +1,146 @@
+use ReserveOutcome::{ReserveNoSpace, Reserved};
+use memcache_types::payload_bytes_max;
+
+use super::*;
+
+/// Four of these fill a segment of one MiB.
+const QUARTER: u64 = MIB / 4 - 64;
+
+#[test]
+fn the_least_recently_used_object_makes_room() {
+    let mut pool = Pool::new(&[MIB]);
+    for key in ["a", "b", "c", "d"] {
+        pool.put(&[key], QUARTER);
+    }
+    pool.prefix(&["a"]);
+    pool.put(&["e"], QUARTER);
+    assert!(!pool.is_there("b"));
+    for key in ["a", "c", "d", "e"] {
+        assert!(pool.is_there(key), "{key}");
+    }
+    assert_eq!((pool.status().evicted_objects, pool.status().evicted_bytes), (1, MIB / 4));
+}
+
+#[test]
+fn looking_is_not_using_but_reading_and_putting_again_are() {
+    let mut pool = Pool::new(&[MIB]);
+    for key in ["a", "b", "c", "d"] {
+        pool.put(&[key], QUARTER);
+    }
+    assert!(pool.is_there("c"));
+    let lease = pool.locate(ALICE, &["a"]).lease;
+    pool.release(ALICE, lease);
+    pool.reserve(&["b"], QUARTER);
+    pool.put(&["e"], QUARTER);
+    assert!(!pool.is_there("c") && pool.is_there("a") && pool.is_there("b"));
+}
+
+#[test]
+fn a_chain_is_dropped_from_its_tail() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["0", "1", "2", "3"], QUARTER);
+    pool.put(&["x"], QUARTER);
+    assert_eq!(pool.prefix(&["0", "1", "2", "3"]), (3, 3));
+    pool.put(&["y"], QUARTER);
+    assert!(!pool.is_there("x"), "the chain was used after it");
+    pool.locate(ALICE, &["y", "0", "1", "2"]);
+    pool.pass(LEASE);
+    pool.put(&["z"], QUARTER);
+    assert_eq!(pool.prefix(&["0", "1", "2"]), (2, 2));
+}
+
+#[test]
+fn leased_objects_are_never_victims() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a", "b", "c", "d"], QUARTER);
+    pool.locate(ALICE, &["a", "b", "c", "d"]);
+    assert_eq!(pool.reserve(&["e"], QUARTER).outcomes, [ReserveNoSpace]);
+    pool.tick();
+    assert_eq!(pool.status().objects, 4);
+    pool.pass(LEASE);
+    assert_eq!(pool.reserve(&["e"], QUARTER).outcomes, [Reserved]);
+}
+
+#[test]
+fn unsealed_objects_are_never_victims() {
+    let mut pool = Pool::new(&[MIB]);
+    let tickets = pool.reserve(&["a", "b", "c", "d"], QUARTER).tickets;
+    assert_eq!(pool.reserve(&["e"], QUARTER).outcomes, [ReserveNoSpace]);
+    pool.tick();
+    assert_eq!(pool.seal(ALICE, &tickets), vec![SealOutcome::Sealed; 4]);
+}
+
+#[test]
+fn nothing_is_evicted_where_room_cannot_be_made() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], QUARTER);
+    pool.ticket(ALICE, "w", QUARTER);
+    assert_eq!(pool.reserve(&["b"], payload_bytes_max(MIB)).outcomes, [ReserveNoSpace]);
+    assert!(pool.is_there("a"));
+}
+
+#[test]
+fn free_space_elsewhere_comes_before_eviction_near() {
+    let mut pool = Pool::new(&[MIB, MIB]);
+    let near = |pool: &mut Pool, key: &str| {
+        let reply = pool.reserve_as(ALICE, &[key], &[QUARTER], Some(1), false).unwrap();
+        pool.seal(ALICE, &reply.tickets);
+    };
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        near(&mut pool, key);
+    }
+    assert_eq!(pool.status().objects, 8);
+    near(&mut pool, "i");
+    assert!(!pool.is_there("a"), "then the oldest of all nodes goes");
+}
+
+#[test]
+fn the_node_with_the_oldest_victim_makes_room() {
+    let mut pool = Pool::new(&[MIB, MIB]);
+    for (key, near) in [("a", 1), ("b", 2)] {
+        let reply = pool.reserve_as(ALICE, &[key], &[payload_bytes_max(MIB)], Some(near), false).unwrap();
+        pool.seal(ALICE, &reply.tickets);
+    }
+    pool.prefix(&["a"]);
+    pool.put(&["c"], 10);
+    assert!(pool.is_there("a") && !pool.is_there("b"));
+}
+
+#[test]
+fn a_tick_evicts_from_the_high_to_the_low_watermark() {
+    let mut pool = Pool::new(&[MIB, MIB]);
+    let names: Vec<String> = (0..31).map(|number| format!("{number:02}")).collect();
+    for name in &names {
+        let reply = pool.reserve_as(ALICE, &[name], &[MIB / 32 - 64], Some(1), false).unwrap();
+        pool.seal(ALICE, &reply.tickets);
+    }
+    pool.put(&["other"], MIB / 2);
+    assert!(!pool.tick());
+    let nodes = pool.status().nodes;
+    assert_eq!(nodes[0].used_bytes, 28 * MIB / 32, "the last step below 90 %");
+    assert_eq!(nodes[1].objects, 1, "each node by itself");
+    assert!(!pool.is_there("00") && !pool.is_there("02") && pool.is_there("03"));
+    pool.tick();
+    assert_eq!(pool.status().nodes[0].objects, 28, "below the high watermark nothing happens");
+    assert!(pool.effects.iter().any(|effect| matches!(effect, Effect::Evicted { objects: 3, .. })));
+}
+
+#[test]
+fn one_tick_evicts_a_bounded_number_and_says_that_there_is_more() {
+    let mut pool = Pool::new(&[MIB]);
+    let names: Vec<String> = (0..16_384).map(|number| format!("{number:05}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let keys = batch(&names);
+    let request = ReserveRequest { keys: &keys, payload_bytes: &[0], near: None, exclusive: false };
+    let (now, effects) = (Millis::new(0), &mut Vec::new());
+    let reply = pool.core.reserve(now, ALICE, &request, effects).unwrap();
+    let ids: Vec<u64> = reply.tickets.iter().map(|ticket| ticket.reservation.get()).collect();
+    assert_eq!(ids.len(), 16_384);
+    pool.core.seal(now, ALICE, &ids, effects).unwrap();
+    pool.core.settings.low_watermark_ppm = 500_000;
+    assert!(pool.core.tick(now, effects));
+    assert_eq!(pool.core.readable, 16_384 - limits::TICK_EVICTIONS_MAX as u64);
+    pool.core.settings.high_watermark_ppm = 600_000;
+    while pool.core.tick(now, effects) {}
+    assert_eq!(pool.core.readable, 8192);
+}

@@ -1,0 +1,134 @@
+use LocateOutcome::{LocateAbsent, LocatePending, Located};
+use ReserveOutcome::{ReserveNoSpace, Reserved};
+use SealOutcome::Sealed;
+use memcache_types::{extent_bytes, payload_bytes_max};
+
+use super::*;
+
+#[test]
+fn locate_tells_absent_from_pending_and_leases_what_it_found() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a", "b"], 10);
+    pool.ticket(ALICE, "w", 10);
+    let reply = pool.locate(BOB, &["a", "x", "w", "b"]);
+    assert_eq!(reply.outcomes, [Located, LocateAbsent, LocatePending, Located]);
+    assert_eq!(reply.found.len(), 2);
+    assert!(reply.lease.is_some());
+    assert_eq!(pool.locate(BOB, &["x", "w"]).lease, None);
+    assert_eq!(pool.status().leases, 1);
+}
+
+#[test]
+fn a_removed_object_is_invisible_at_once_and_its_space_waits_for_readers() {
+    let mut pool = Pool::new(&[MIB]);
+    let large = payload_bytes_max(MIB);
+    pool.put(&["a"], large);
+    let one = pool.locate(ALICE, &["a"]).lease;
+    pool.locate(BOB, &["a"]);
+    assert_eq!(pool.remove(&["a", "x"]), [true, false]);
+    assert_eq!(pool.exist("a"), LocateAbsent);
+    assert_eq!(pool.reserve(&["a"], large).outcomes, [ReserveNoSpace]);
+    pool.release(ALICE, one);
+    assert_eq!(pool.reserve(&["a"], large).outcomes, [ReserveNoSpace], "the other reader still reads");
+    pool.pass(LEASE);
+    assert_eq!(pool.reserve(&["a"], large).outcomes, [Reserved]);
+}
+
+#[test]
+fn a_lease_ends_on_its_own() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    pool.locate(ALICE, &["a"]);
+    pool.remove(&["a"]);
+    pool.pass(LEASE - 1);
+    assert_eq!(pool.used_bytes(), extent_bytes(10));
+    pool.pass(1);
+    assert_eq!((pool.used_bytes(), pool.status().leases), (0, 0));
+}
+
+#[test]
+fn only_the_holder_releases_a_lease() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    let lease = pool.locate(ALICE, &["a"]).lease;
+    pool.release(BOB, lease);
+    assert_eq!(pool.status().leases, 1);
+    pool.release(ALICE, lease);
+    pool.release(ALICE, lease);
+    assert_eq!(pool.status().leases, 0);
+}
+
+#[test]
+fn a_key_can_be_put_again_while_its_removed_object_is_read() {
+    let mut pool = Pool::new(&[MIB]);
+    let old = pool.put(&["a"], 10)[0];
+    let lease = pool.locate(BOB, &["a"]).lease;
+    pool.remove(&["a"]);
+    let new = pool.put(&["a"], 10)[0];
+    assert_ne!(old.address, new.address);
+    assert_eq!(pool.locate(ALICE, &["a"]).found[0].generation, generation(&new));
+    pool.release(BOB, lease);
+    assert!(pool.is_there("a"));
+}
+
+#[test]
+fn a_late_writer_may_seal_after_the_winner_was_removed() {
+    let mut pool = Pool::new(&[MIB]);
+    let (one, two) = (pool.ticket(ALICE, "a", 10), pool.ticket(BOB, "a", 10));
+    pool.seal(ALICE, &[one]);
+    pool.locate(ALICE, &["a"]);
+    assert_eq!(pool.remove(&["a"]), [true]);
+    assert_eq!(pool.exist("a"), LocatePending);
+    assert_eq!(pool.seal(BOB, &[two]), [Sealed]);
+    assert_eq!(pool.locate(ALICE, &["a"]).found[0].generation, generation(&two));
+}
+
+#[test]
+fn remove_all_takes_every_readable_key_and_no_reservation() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a", "b"], 10);
+    pool.locate(BOB, &["b"]);
+    let ticket = pool.ticket(ALICE, "w", 10);
+    assert_eq!(pool.with(Core::remove_all), 2);
+    assert_eq!(pool.with(Core::remove_all), 0);
+    assert!(!pool.is_there("a") && !pool.is_there("b"));
+    assert_eq!(pool.seal(ALICE, &[ticket]), [Sealed]);
+}
+
+#[test]
+fn match_prefix_counts_leading_keys_only() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a", "b", "d"], 10);
+    pool.ticket(ALICE, "w", 10);
+    assert_eq!(pool.prefix(&["a", "b", "x", "d"]), (2, 2));
+    assert_eq!(pool.prefix(&["a", "w", "b", "x"]), (1, 3));
+    assert_eq!(pool.prefix(&["x", "a"]), (0, 0));
+    assert_eq!(pool.prefix(&["w", "a"]), (0, 2));
+    assert_eq!(pool.prefix(&[]), (0, 0));
+}
+
+#[test]
+fn the_number_of_leases_is_bounded() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    pool.core.leased = limits::LEASED_MAX;
+    let refused = pool.core.locate(Millis::new(0), ALICE, &batch(&["a"]), &mut Vec::new()).unwrap_err();
+    assert!(refused.to_string().contains("objects under leases"), "{refused}");
+    assert!(refused.to_string().contains(&limits::LEASED_MAX.to_string()), "{refused}");
+}
+
+#[test]
+fn numbers_in_one_request_are_bounded() {
+    let mut pool = Pool::new(&[MIB]);
+    let many = vec![0; limits::BATCH_NUMBERS_MAX + 1];
+    let (now, effects) = (Millis::new(0), &mut Vec::new());
+    let core = &mut pool.core;
+    for refused in [
+        core.seal(now, ALICE, &many, effects).unwrap_err(),
+        core.abort(now, ALICE, &many, effects).unwrap_err(),
+        core.release(now, ALICE, &many, effects).unwrap_err(),
+        core.describe(now, &many, effects).unwrap_err(),
+    ] {
+        assert!(matches!(refused, Refusal::Limit { found: 65_537, limit: 65_536, .. }), "{refused}");
+    }
+}
