@@ -73,7 +73,10 @@ def engine_command(engine: Engine, model_folder: Path, transfer: dict[str, objec
 
 
 def meta_command(port: int) -> list[str]:
-    return [sys.executable, "-m", "memcache.meta", "--set", f"listen={HOST}:{port}"]
+    # After a restart, memory lent before rests for the longer of the two times: a writer of the earlier life may still
+    # write to it. The default, 20 s, is long on the demo's fast clock.
+    settings = (f"listen={HOST}:{port}", "reservation_ttl_ms=5000", "lease_ms=5000")
+    return [sys.executable, "-m", "memcache.meta", *(word for setting in settings for word in ("--set", setting))]
 
 
 def donor_bytes(conversations: int) -> str:

@@ -12,7 +12,8 @@ from demo.metrics import PromptTokens
 from demo.replay import Outcome
 
 AWAY_S = 4.0
-# How long the donors may take to find the restarted service and join again; loads are counted only after it.
+# Donors join again by themselves, then their memory rests for some seconds; loads are counted only after this pause, so
+# that none of them can be of the time before.
 JOIN_AGAIN_S = 5.0
 
 
