@@ -152,7 +152,9 @@ class Cluster:
         return 0
 
     def start_meta(self) -> None:
-        self.processes.start("meta", "-m", "memcache.meta", "--set", f"listen={self.meta_address}")
+        # A node that joins again rests for the longer of the two times, until nobody writes to it from before.
+        settings = (f"listen={self.meta_address}", "reservation_ttl_ms=2000", "lease_ms=2000")
+        self.processes.start("meta", "-m", "memcache.meta", *(f for one in settings for f in ("--set", one)))
         host, port = self.meta_address.split(":")
         self.processes.wait_for("meta", lambda: socket.create_connection((host, int(port)), 1).close(), 30)
 

@@ -16,17 +16,21 @@ SHARED = 352
 """Tokens (bytes) that the two prompts have in common: eleven blocks of 32."""
 
 BLOCKS = SHARED // 32
+SHORT_REST: dict[str, Any] = {"reservation_ttl_ms": 1000, "lease_ms": 1000}
+"""A node that joins again is written to after the longer of these, when nobody can be at it from before."""
+
 MakeEngine = Callable[..., Any]
 
 
 @pytest.fixture
 def pool() -> Any:
     """A MetaService with one node that lends 64 MiB; yields the service."""
-    with memcache.MetaService(listen="127.0.0.1:0") as meta:
-        meta.start()
-        with memcache.LocalService(meta_address=meta.address, lend_bytes=64 << 20) as local:
-            local.start()
-            yield meta
+    with (
+        memcache.MetaService(listen="127.0.0.1:0", **SHORT_REST) as meta,
+        memcache.LocalService(meta_address=meta.address, lend_bytes=64 << 20) as local,
+    ):
+        assert local.wait_joined(10_000)
+        yield meta
 
 
 def shared(pool: Any, **extra: Any) -> dict[str, Any]:
@@ -177,7 +181,7 @@ def test_a_hybrid_load_that_fails_is_recomputed(
 def test_a_small_pool_evicts_and_goes_on(
     engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
 ) -> None:
-    # A block has 32 KiB: 16 MiB hold about 500 blocks, ten prompts of 30 blocks do not fit twice over.
+    # A block has 32 KiB: 4 MiB hold less than 128 blocks, and eight prompts have 28 each.
     one = engine(models["llama"], {"kv_connector_extra_config": {"lend_bytes": 4 << 20}})
     assert one.generate(FIRST) == expected[:1]
     for seed in range(8):
@@ -185,6 +189,8 @@ def test_a_small_pool_evicts_and_goes_on(
         one.settle()
     assert one.reset()
     assert one.generate(FIRST, SECOND) == expected
+    assert one.cached[0] == 0, "evicted"
+    assert one.metric("memcache_save_no_space") == 0
 
 
 def test_without_a_pool_the_engine_serves(
@@ -207,8 +213,7 @@ def test_the_pool_comes_back(engine: MakeEngine, models: dict[str, Path], expect
     pool.stop()
     assert one.reset()
     assert one.generate(FIRST) == expected[:1], "served without the pool"
-    with memcache.MetaService(listen=address) as again:
-        again.start()
+    with memcache.MetaService(listen=address, **SHORT_REST):
         assert eventually(lambda: one.reset() and one.generate(FIRST) == expected[:1] and one.cached == [SHARED])
 
 
