@@ -38,12 +38,8 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 ];
 
 /// Foreign crates that stop at one door.
-const ONLY_IN: &[(&str, &[&str])] = &[
-    ("pyo3", &["memcache-python"]),
-    ("numpy", &["memcache-python"]),
-    ("rdma-sys", &[]),
-    ("ascend-sys", &[]),
-];
+const ONLY_IN: &[(&str, &[&str])] =
+    &[("pyo3", &["memcache-python"]), ("numpy", &["memcache-python"]), ("rdma-sys", &[]), ("ascend-sys", &[])];
 
 /// Crates that move no bytes and therefore hold no unsafe code.
 const FORBID_UNSAFE: &[&str] = &["rust/types", "rust/config", "rust/proto", "metaservice"];
@@ -149,8 +145,14 @@ fn files_are_short_enough_to_read() {
 #[test]
 fn no_file_names_a_home_or_a_registry() {
     // Spelt in parts, so that this file does not find itself.
-    let forbidden =
-        [["/ro", "ot/"], ["/ho", "me/"], ["py", "pi.org"], ["crates", ".io"], ["pythonhosted", ".org"], ["registry.npm", "js"]];
+    let forbidden = [
+        ["/ro", "ot/"],
+        ["/ho", "me/"],
+        ["py", "pi.org"],
+        ["crates", ".io"],
+        ["pythonhosted", ".org"],
+        ["registry.npm", "js"],
+    ];
     for (path, text) in sources() {
         if path.ends_with("Cargo.lock") {
             continue;
@@ -165,11 +167,8 @@ fn no_file_names_a_home_or_a_registry() {
 #[test]
 fn contracts_name_live_tests() {
     let all: Vec<(PathBuf, String)> = sources();
-    let code: String = all
-        .iter()
-        .filter(|(path, _)| has_extension(path, &["rs", "py"]))
-        .map(|(_, text)| text.as_str())
-        .collect();
+    let code: String =
+        all.iter().filter(|(path, _)| has_extension(path, &["rs", "py"])).map(|(_, text)| text.as_str()).collect();
     let mut named = 0;
     for (path, text) in all.iter().filter(|(path, _)| path.ends_with("CONTRACT.md")) {
         for test in text.split('`').skip(1).step_by(2).filter(|word| is_test_name(word)) {

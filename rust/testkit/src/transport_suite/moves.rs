@@ -47,8 +47,8 @@ pub(super) fn any_pieces(link: &dyn Link) {
 
 pub(super) fn batches(link: &dyn Link) {
     let mut rng = Rng::new(2);
-    for count in [1usize, 2, 7, 200] {
-        let lengths: Vec<usize> = (0..count).map(|_| rng.index(40_000)).collect();
+    for (count, bytes_max) in [(1usize, 40_000), (2, 40_000), (7, 2_000_000), (200, 40_000), (1000, 600)] {
+        let lengths: Vec<usize> = (0..count).map(|_| rng.index(bytes_max)).collect();
         let mut offset = 0;
         let places: Vec<_> = lengths
             .iter()

@@ -271,7 +271,7 @@ fn connect_to(address: SocketAddr, deadline: Instant) -> Result<OwnedFd, Transpo
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
     let socket = socket_with(family, SocketType::STREAM, flags, None).map_err(failed("socket"))?;
-    tune(&socket).map_err(failed("setsockopt"))?;
+    tune(&socket, Some(address)).map_err(failed("setsockopt"))?;
     match connect(&socket, &address) {
         Ok(()) => {}
         Err(Errno::INPROGRESS | Errno::INTR) => {

@@ -14,6 +14,10 @@ use crate::tcp::frame::{NotAFrame, Op, REPLY_BYTES, REQUEST_BYTES, Reply, Reques
 
 /// System calls on one connection before the others get their turn.
 const TURN: usize = 4;
+/// Requests that go out in one system call at most.
+const BURST_JOBS: usize = 64;
+/// No further request is added to a system call that writes more than this many bytes.
+const BURST_BYTES: u64 = 64 << 10;
 
 /// One operation, and where its result goes.
 #[derive(Clone, Copy, Debug)]
@@ -55,7 +59,8 @@ pub(crate) struct Lane<'a> {
 #[derive(Debug, Default)]
 struct Sending {
     job: usize,
-    header: Option<[u8; REQUEST_BYTES]>,
+    /// Headers of this job and those that go out with it.
+    headers: Vec<[u8; REQUEST_BYTES]>,
     header_done: usize,
     pieces: PieceCursor,
     trailer_done: usize,
@@ -146,12 +151,12 @@ impl<'a> Lane<'a> {
                 break;
             }
             runs.clear();
-            let jobs = self.fill_requests(runs)?;
+            self.fill_requests(runs)?;
             // SAFETY: headers and trailers live in `self` and in the jobs; pieces are readable by the contract of
             // `Link::write`, under which the jobs were made.
             let sent = unsafe { send(self.fd(), runs, More::Nothing) };
             match sent.map_err(|error| TransportError::from_io("sendmsg", &error))? {
-                Some(sent) => self.note_sent(sent, jobs),
+                Some(sent) => self.note_sent(sent),
                 None => break,
             }
             moved = true;
@@ -159,51 +164,80 @@ impl<'a> Lane<'a> {
         Ok(moved)
     }
 
-    /// Adds the rest of the job that is going out. Returns the error of the deadline if that job may not start any more.
-    fn fill_requests(&mut self, runs: &mut Runs) -> Result<usize, TransportError> {
-        let job = self.jobs[self.sending.job];
-        if self.sending.header.is_none() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return Err(TransportError::Timeout);
+    /// Adds the rest of the job that is going out, and the next ones as long as they are small. Fails with the
+    /// deadline if none has begun and none may begin any more.
+    fn fill_requests(&mut self, runs: &mut Runs) -> Result<(), TransportError> {
+        self.encode_headers()?;
+        let sending = &self.sending;
+        let (mut header_done, mut pieces, mut trailer_done) =
+            (sending.header_done, sending.pieces, sending.trailer_done);
+        for (job, header) in self.jobs[sending.job..].iter().zip(&sending.headers) {
+            runs.push_slice(&header[header_done..]);
+            if job.op == Op::Write {
+                if !pieces.fill(job.local.pieces(), runs) {
+                    break;
+                }
+                runs.push_slice(&job.trailer[trailer_done..]);
             }
-            let request = Request {
-                op: job.op,
-                id: self.first_id + self.sending.job as u64,
-                token: self.token,
-                offset: job.extent.map_or(0, Extent::offset),
-                payload_bytes: job.local.bytes(),
-                extent_bytes: job.extent.map_or(0, Extent::bytes),
-                budget_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
-            };
-            self.sending.header = Some(request.encode());
+            (header_done, pieces, trailer_done) = (0, PieceCursor::default(), 0);
         }
-        if let Some(header) = &self.sending.header {
-            runs.push_slice(&header[self.sending.header_done..]);
-        }
-        if job.op == Op::Write && self.sending.pieces.fill(job.local.pieces(), runs) {
-            runs.push_slice(&job.trailer[self.sending.trailer_done..]);
-        }
-        Ok(self.sending.job)
+        Ok(())
     }
 
-    fn note_sent(&mut self, sent: usize, job: usize) {
-        let job = self.jobs[job];
-        let sending = &mut self.sending;
-        let of_header = sent.min(REQUEST_BYTES - sending.header_done);
-        sending.header_done += of_header;
-        let mut rest = (sent - of_header) as u64;
-        let mut done = sending.header_done == REQUEST_BYTES;
-        if job.op == Op::Write {
-            rest = sending.pieces.advance(job.local.pieces(), rest);
-            #[allow(clippy::cast_possible_truncation, reason = "at most what was handed to one system call")]
-            let of_trailer = rest as usize;
-            sending.trailer_done += of_trailer;
-            done = sending.trailer_done == TRAILER_LEN;
+    /// Makes the headers of one burst. A header that is not on its way yet is made anew each time, since it says how
+    /// much time is left.
+    fn encode_headers(&mut self) -> Result<(), TransportError> {
+        self.sending.headers.truncate(usize::from(self.sending.header_done > 0));
+        let left = self.deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return if self.sending.headers.is_empty() { Err(TransportError::Timeout) } else { Ok(()) };
         }
-        if done {
-            *sending = Sending { job: sending.job + 1, ..Sending::default() };
+        let mut bytes = 0;
+        for (number, job) in self.jobs.iter().enumerate().skip(self.sending.job).take(BURST_JOBS) {
+            if number >= self.sending.job + self.sending.headers.len() {
+                let request = Request {
+                    op: job.op,
+                    id: self.first_id + number as u64,
+                    token: self.token,
+                    offset: job.extent.map_or(0, Extent::offset),
+                    payload_bytes: job.local.bytes(),
+                    extent_bytes: job.extent.map_or(0, Extent::bytes),
+                    budget_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX).max(1),
+                };
+                self.sending.headers.push(request.encode());
+            }
+            bytes += if job.op == Op::Write { job.local.bytes() } else { 0 };
+            if bytes > BURST_BYTES {
+                break;
+            }
         }
+        Ok(())
+    }
+
+    fn note_sent(&mut self, mut sent: usize) {
+        let mut finished = 0;
+        while sent > 0 && self.has_unsent() {
+            let job = self.jobs[self.sending.job];
+            let sending = &mut self.sending;
+            let of_header = sent.min(REQUEST_BYTES - sending.header_done);
+            sending.header_done += of_header;
+            sent -= of_header;
+            let mut is_done = sending.header_done == REQUEST_BYTES;
+            if is_done && job.op == Op::Write {
+                #[allow(clippy::cast_possible_truncation, reason = "at most what was handed to one system call")]
+                let rest = sending.pieces.advance(job.local.pieces(), sent as u64) as usize;
+                let of_trailer = rest.min(TRAILER_LEN - sending.trailer_done);
+                sending.trailer_done += of_trailer;
+                sent = rest - of_trailer;
+                is_done = sending.trailer_done == TRAILER_LEN;
+            }
+            if is_done {
+                finished += 1;
+                (sending.header_done, sending.pieces, sending.trailer_done) = (0, PieceCursor::default(), 0);
+                sending.job += 1;
+            }
+        }
+        self.sending.headers.drain(..finished);
     }
 
     /// Receives what has come; false if nothing has.

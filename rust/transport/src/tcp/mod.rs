@@ -14,3 +14,4 @@ mod exchange;
 pub(crate) mod frame;
 pub(crate) mod server;
 mod session;
+mod stream;
