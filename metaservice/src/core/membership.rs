@@ -77,7 +77,8 @@ impl Core {
             return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
         }
         let rests = previous_epoch.get() != 0;
-        let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);
+        // Readers of the former life need no rest: a writer invalidates the trailer before the first byte.
+        let rest_ms = self.settings.reservation_ttl_ms;
         let usable_from = if rests { self.now.plus(rest_ms.into()) } else { self.now };
         let bytes = offers.iter().map(|offer| offer.bytes).sum();
         let slot =

@@ -181,7 +181,9 @@ mod tests {
             let tasks = (0..7)
                 .map(|_| {
                     let count = Arc::clone(&count);
-                    Box::new(move || drop(count.fetch_add(1, Ordering::Relaxed))) as Job
+                    Box::new(move || {
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }) as Job
                 })
                 .collect();
             workers.run_all(tasks);

@@ -321,12 +321,7 @@ impl Store {
     /// Parses keys and block ids, builds the scatter lists and moves nothing: what the Python call itself costs.
     #[pyo3(signature = (layout, keys, block_ids))]
     #[allow(clippy::unused_self, reason = "measured as a method, as the calls it stands for")]
-    fn plan_blocks(
-        &self,
-        layout: &KvLayout,
-        keys: &Bound<'_, PyAny>,
-        block_ids: &Bound<'_, PyAny>,
-    ) -> PyResult<usize> {
+    fn plan_blocks(&self, layout: &KvLayout, keys: &Bound<'_, PyAny>, block_ids: &Bound<'_, PyAny>) -> PyResult<usize> {
         let (_, buffers) = blocks(layout, keys, block_ids)?;
         Ok(buffers.lists().iter().map(|list| list.pieces().len()).sum())
     }
@@ -373,11 +368,7 @@ fn collect(values: &Bound<'_, PyAny>, layered: bool, access: Access) -> PyResult
     Ok(collector.finish())
 }
 
-fn blocks(
-    layout: &KvLayout,
-    keys: &Bound<'_, PyAny>,
-    ids: &Bound<'_, PyAny>,
-) -> PyResult<(KeyBatch, Buffers)> {
+fn blocks(layout: &KvLayout, keys: &Bound<'_, PyAny>, ids: &Bound<'_, PyAny>) -> PyResult<(KeyBatch, Buffers)> {
     let keys = key_batch(keys)?;
     let buffers = layout.buffers(ids)?;
     if keys.len() != buffers.len() {

@@ -181,7 +181,8 @@ impl KvLayout {
         if number >= self.num_blocks {
             return Err(LayoutError::OutOfRange { id: i64::from(block.0), position: 0, blocks: self.num_blocks });
         }
-        Ok(self.runs.iter().map(|run| Piece { address: run.first + number * run.stride, bytes: run.bytes }).collect())
+        let pieces = self.runs.iter().map(|run| Piece { address: run.first + number * run.stride, bytes: run.bytes });
+        Ok(ScatterList::from_merged(pieces.collect(), self.block_bytes))
     }
 }
 

@@ -31,6 +31,11 @@ impl ScatterList {
         Self { pieces: Vec::with_capacity(pieces), bytes: 0 }
     }
 
+    /// A list of exactly these pieces, none of them empty; nothing is merged.
+    pub(crate) const fn from_merged(pieces: Vec<Piece>, bytes: u64) -> Self {
+        Self { pieces, bytes }
+    }
+
     /// A list of one piece.
     pub fn single(address: u64, bytes: u64) -> Self {
         let mut list = Self::with_capacity(1);

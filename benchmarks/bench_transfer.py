@@ -1,0 +1,248 @@
+"""Put and get of KV blocks against memcpy, in one run: ``python benchmarks/bench_transfer.py [--quick] [--json FILE]``.
+
+Three processes: a MetaService, a LocalService that lends the memory, and this one, which lends nothing, so that every
+byte crosses a process border. See README.md beside this file for how to read the table.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import memcache
+import numpy as np
+import numpy.typing as npt
+
+KIB = 1 << 10
+BLOCKS = 64
+BATCHES = (1, 8, 32)
+START_S = 60.0
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """One block of a model: the length of each of its pieces in bytes."""
+
+    name: str
+    pieces: tuple[int, ...]
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of one block."""
+        return sum(self.pieces)
+
+
+SHAPES = (
+    Shape("61x128K+61x16K", (128 * KIB, 16 * KIB) * 61),
+    Shape("64x32K", (32 * KIB,) * 64),
+)
+
+
+@dataclass
+class Row:
+    """One line of the table: median and spread in GB/s."""
+
+    what: str
+    shape: str
+    batch: int
+    median: float
+    low: float
+    high: float
+    to_memcpy: float
+    to_pieces: float
+
+
+class Program:
+    """A service process, stopped on exit."""
+
+    def __init__(self, module: str, ready: str, *settings: str) -> None:
+        arguments = [part for setting in settings for part in ("--set", setting)]
+        self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
+        self.line = self._wait_for(ready)
+
+    def _wait_for(self, ready: str) -> str:
+        assert self.process.stdout is not None
+        deadline = time.monotonic() + START_S
+        while time.monotonic() < deadline:
+            line = self.process.stdout.readline()
+            if ready in line:
+                return line.strip()
+            if not line:
+                break
+        raise SystemExit(f"a service never said {ready!r}")
+
+    def __enter__(self) -> Program:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.terminate()
+        self.process.wait(10)
+
+
+def cache_of(shape: Shape) -> list[npt.NDArray[np.uint8]]:
+    """One tensor a piece, `[BLOCKS, piece bytes]`, every page touched."""
+    return [np.full((BLOCKS, length), index % 251, np.uint8) for index, length in enumerate(shape.pieces)]
+
+
+def timed(call: Callable[[], None]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started
+
+
+def memcpy_large(rounds: int) -> list[float]:
+    """GB/s of one thread copying one 512 MiB run: the C library's non-temporal path."""
+    source, target = np.ones(512 << 20, np.uint8), np.zeros(512 << 20, np.uint8)
+    return [source.nbytes / GB / timed(lambda: np.copyto(target, source)) for _ in range(rounds)]
+
+
+def memcpy_pieces(shape: Shape, rounds: int) -> list[float]:
+    """GB/s of one thread copying every piece of every block from one cache to another."""
+    source, target = cache_of(shape), cache_of(shape)
+
+    def run() -> None:
+        for block in range(BLOCKS):
+            for one, other in zip(target, source, strict=True):
+                one[block] = other[block]
+
+    return [BLOCKS * shape.block_bytes / GB / timed(run) for _ in range(rounds)]
+
+
+def transfer(store: memcache.Store, shape: Shape, batch: int, rounds: int) -> tuple[list[float], list[float]]:
+    """GB/s of each call: puts of `batch` blocks, then gets of them into another cache."""
+    source = store.register_layout(cache_of(shape))
+    target = store.register_layout(cache_of(shape))
+    calls = [np.arange(start, start + batch) for start in range(0, BLOCKS, batch)]
+    bytes_per_call = batch * shape.block_bytes / GB
+    puts: list[float] = []
+    gets: list[float] = []
+    for turn in range(rounds + 1):  # the first round touches the pool's memory and is not counted
+        store.remove_all()
+        round_puts, round_gets = [], []
+        for ids in calls:
+            keys = [b"%d-%d" % (turn, block) for block in ids]
+            round_puts.append(bytes_per_call / timed(lambda k=keys, i=ids: check(store.put_blocks(source, k, i))))
+        for ids in calls:
+            keys = [b"%d-%d" % (turn, block) for block in ids]
+            round_gets.append(bytes_per_call / timed(lambda k=keys, i=ids: check(store.get_blocks(target, k, i))))
+        if turn:
+            puts += round_puts
+            gets += round_gets
+    return puts, gets
+
+
+def check(statuses: npt.NDArray[np.int32]) -> None:
+    if statuses.any():
+        raise SystemExit(f"a transfer failed: {statuses}")
+
+
+def call_cost(store: memcache.Store, shape: Shape, rounds: int) -> float:
+    """Microseconds a block for everything a block call does before bytes move, at 64 blocks a call."""
+    layout = store.register_layout(cache_of(shape))
+    keys = [os.urandom(48) for _ in range(64)]
+    ids = np.arange(64)
+    costs = []
+    for _ in range(rounds):
+        costs.append(
+            timed(lambda: [store.plan_blocks(layout, keys, ids) for _ in range(100)] and None) / 100 / 64 * 1e6
+        )
+    return statistics.median(costs)
+
+
+def lookup_cost(store: memcache.Store, keys: int, rounds: int) -> tuple[float, float]:
+    """Microseconds of one prefix lookup of present keys: median and 99th percentile."""
+    names = [b"prefix-%d-%d" % (keys, index) for index in range(keys)]
+    check(store.put_batch(names, [b"x"] * keys))
+    costs = sorted(timed(lambda: exact(store.match_prefix(names), keys)) * 1e6 for _ in range(rounds))
+    return statistics.median(costs), costs[int(len(costs) * 0.99)]
+
+
+def exact(found: int, wanted: int) -> None:
+    if found != wanted:
+        raise SystemExit(f"{found} of {wanted} keys found")
+
+
+def row(what: str, shape: Shape, batch: int, speeds: list[float], large: float, pieces: float) -> Row:
+    median = statistics.median(speeds)
+    return Row(what, shape.name, batch, median, min(speeds), max(speeds), median / large, median / pieces)
+
+
+def run(quick: bool) -> dict[str, Any]:
+    """All measurements."""
+    rounds = 2 if quick else 5
+    rows: list[Row] = []
+    with (
+        Program("memcache.meta", "serving on", "listen=127.0.0.1:0") as meta,
+        Program("memcache.local", "joined", f"meta_address={meta.line.split()[-1]}", "lend_bytes=1536MB"),
+    ):
+        address = meta.line.split()[-1]
+        for shape in SHAPES:
+            large = statistics.median(memcpy_large(rounds))
+            pieces = statistics.median(memcpy_pieces(shape, rounds))
+            show(f"memcpy, one thread: one 512 MiB run {large:.1f} GB/s; the pieces of {shape.name} {pieces:.1f} GB/s")
+            for protocol, checksum in itertools.product(("host_shm", "host_tcp"), ("off", "always")):
+                with memcache.Store(
+                    meta_address=address, protocol=protocol, checksum=checksum, timeout_ms=60_000
+                ) as store:
+                    for batch in BATCHES:
+                        puts, gets = transfer(store, shape, batch, rounds)
+                        for name, speeds in (("put", puts), ("get", gets)):
+                            what = f"{name} {protocol} crc={checksum}"
+                            rows.append(row(what, shape, batch, speeds, large, pieces))
+                            show(line(rows[-1]))
+        with memcache.Store(meta_address=address, timeout_ms=60_000) as store:
+            store.remove_all()
+            cost = call_cost(store, SHAPES[0], rounds)
+            show(f"block call before bytes move, 64 blocks of {len(SHAPES[0].pieces)} pieces: {cost:.2f} us a block")
+            lookups = {count: lookup_cost(store, count, 500) for count in (1, 64, 512)}
+            for count, (median, late) in lookups.items():
+                show(f"match_prefix of {count} keys: p50 {median:.0f} us, p99 {late:.0f} us")
+    return {
+        "machine": {
+            "cores": os.cpu_count(),
+            "cpu": platform.processor() or platform.machine(),
+            "load": os.getloadavg(),
+        },
+        "rows": [asdict(one) for one in rows],
+        "call_us_per_block": cost,
+        "match_prefix_us": {count: list(found) for count, found in lookups.items()},
+    }
+
+
+def line(one: Row) -> str:
+    return (
+        f"{one.what:<28}{one.shape:<16}{one.batch:>3} a call  {one.median:6.2f} GB/s "
+        f"({one.low:.2f}-{one.high:.2f})  {one.to_memcpy:.2f} of large memcpy  {one.to_pieces:.2f} of piecewise"
+    )
+
+
+def show(text: str) -> None:
+    print(text, flush=True)
+
+
+def main() -> None:
+    """Runs the benchmark and prints the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--json", metavar="FILE", help="also write the figures here")
+    options = parser.parse_args()
+    show(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians over calls (lowest-highest)")
+    results = run(options.quick)
+    if options.json:
+        with open(options.json, "w") as file:
+            json.dump(results, file, indent=1)
+
+
+if __name__ == "__main__":
+    main()
