@@ -81,7 +81,7 @@ impl Directory {
             match RegionDescriptor::decode(&info.descriptor) {
                 Ok(descriptor) => drop(self.known.insert(SegmentId::new(info.segment), descriptor)),
                 Err(error) => {
-                    tracing::warn!(segment = info.segment, %error, "a node advertises memory nobody can read")
+                    tracing::warn!(segment = info.segment, %error, "a node advertises memory nobody can read");
                 }
             }
         }

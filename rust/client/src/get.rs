@@ -17,7 +17,7 @@ use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::{InvalidCall, StoreError};
 use crate::stats::add;
-use crate::store::{Checksums, Inner};
+use crate::store::{Checksums, Inner, check_call};
 use crate::transfer::{Group, Move, read};
 
 /// Where the objects of a batch are, held in place by a lease until this is dropped or its time is up.
@@ -67,7 +67,7 @@ impl Inner {
         targets: &Buffers,
         deadline: Instant,
     ) -> Result<Vec<GetStatus>, StoreError> {
-        self.check_call(keys, targets)?;
+        check_call(keys, targets)?;
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -238,8 +238,8 @@ fn get_failure(error: &BookError) -> GetStatus {
 /// A node that is gone took its objects along: a miss. Anything else is named.
 fn read_failure(error: &TransportError) -> GetStatus {
     match error {
-        TransportError::PeerGone { .. } => GetStatus::Miss,
-        TransportError::Timeout { .. } => GetStatus::Timeout,
+        TransportError::PeerGone => GetStatus::Miss,
+        TransportError::Timeout => GetStatus::Timeout,
         TransportError::InvalidOp { .. } => GetStatus::Invalid,
         _ => GetStatus::Unavailable,
     }

@@ -62,7 +62,9 @@ impl Workers {
     pub(crate) fn run_all(&self, tasks: Vec<Job>) {
         let others = tasks.len().min(self.threads).saturating_sub(1);
         if others == 0 {
-            tasks.into_iter().for_each(|task| task());
+            for task in tasks {
+                task();
+            }
             return;
         }
         let open = tasks.len();

@@ -50,7 +50,7 @@ pub type Shared<T> = Arc<Result<T, StoreError>>;
 impl Store {
     /// How many leading keys are in the pool: one message however many keys.
     pub fn match_prefix(&self, keys: &KeyBatch, deadline: Instant) -> Result<Matched, StoreError> {
-        self.ask(match_request(keys), deadline, read_match)
+        self.ask(match_request(keys), deadline, |body| Ok(read_match(&body)))
     }
 
     /// [`match_prefix`](Self::match_prefix) without waiting.
@@ -59,7 +59,7 @@ impl Store {
         keys: &KeyBatch,
         deadline: Instant,
     ) -> Result<Completion<Shared<Matched>>, StoreError> {
-        self.ask_async(match_request(keys), deadline, read_match)
+        self.ask_async(match_request(keys), deadline, |body| Ok(read_match(&body)))
     }
 
     /// Which keys are in the pool.
@@ -186,9 +186,9 @@ fn match_request(keys: &KeyBatch) -> request::Body {
     request::Body::MatchPrefix(pb::MatchPrefix { keys: Some(keys_to_wire(keys)) })
 }
 
-fn read_match(body: reply::Body) -> Result<Option<Matched>, StoreError> {
-    let reply::Body::MatchPrefix(reply) = body else { return Ok(None) };
-    Ok(Some(Matched { present: reply.present as usize, pending: reply.pending.max(reply.present) as usize }))
+fn read_match(body: &reply::Body) -> Option<Matched> {
+    let reply::Body::MatchPrefix(reply) = body else { return None };
+    Some(Matched { present: reply.present as usize, pending: reply.pending.max(reply.present) as usize })
 }
 
 fn exist_request(keys: &KeyBatch) -> request::Body {

@@ -17,7 +17,7 @@ use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::StoreError;
 use crate::stats::add;
-use crate::store::{Checksums, Inner};
+use crate::store::{Checksums, Inner, check_call};
 use crate::transfer::{Group, Move, write};
 
 /// Space granted for one key.
@@ -45,7 +45,7 @@ impl Inner {
         exclusive: bool,
         deadline: Instant,
     ) -> Result<Vec<PutStatus>, StoreError> {
-        self.check_call(keys, sources)?;
+        check_call(keys, sources)?;
         if keys.is_empty() {
             return Ok(Vec::new());
         }
@@ -255,14 +255,14 @@ fn put_failure(error: &BookError) -> PutStatus {
 fn unreachable_status(error: &LinkError) -> PutStatus {
     match error {
         LinkError::Book(error) => put_failure(error),
-        LinkError::Transport(TransportError::Timeout { .. }) => PutStatus::Timeout,
+        LinkError::Transport(TransportError::Timeout) => PutStatus::Timeout,
         LinkError::Gone | LinkError::Transport(_) => PutStatus::Unavailable,
     }
 }
 
 fn write_failure(error: &TransportError) -> PutStatus {
     match error {
-        TransportError::Timeout { .. } => PutStatus::Timeout,
+        TransportError::Timeout => PutStatus::Timeout,
         TransportError::InvalidOp { .. } => PutStatus::Invalid,
         _ => PutStatus::Unavailable,
     }

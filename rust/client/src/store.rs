@@ -154,7 +154,7 @@ impl Store {
         deadline: Instant,
     ) -> Result<Completion<Shared<Vec<PutStatus>>>, StoreError> {
         let inner = self.inner()?;
-        inner.check_call(&keys, &sources)?;
+        check_call(&keys, &sources)?;
         let refused = vec![PutStatus::Unavailable; keys.len()];
         let work = move |inner: &Inner| inner.put(&keys, &sources, exclusive, deadline);
         Ok(run_job(&inner, &inner.put_jobs, refused, work))
@@ -168,7 +168,7 @@ impl Store {
         deadline: Instant,
     ) -> Result<Completion<Shared<Vec<GetStatus>>>, StoreError> {
         let inner = self.inner()?;
-        inner.check_call(&keys, &targets)?;
+        check_call(&keys, &targets)?;
         let refused = vec![GetStatus::Unavailable; keys.len()];
         let work = move |inner: &Inner| inner.get(&keys, &targets, deadline);
         Ok(run_job(&inner, &inner.get_jobs, refused, work))
@@ -255,28 +255,28 @@ impl<T> Drop for ResolveOnDrop<T> {
     }
 }
 
+/// Arguments are checked before anything moves.
+pub(crate) fn check_call(keys: &KeyBatch, buffers: &Buffers) -> Result<(), StoreError> {
+    if keys.len() != buffers.len() {
+        return Err(InvalidCall::Count { keys: keys.len(), others: buffers.len(), what: "values" }.into());
+    }
+    for (index, list) in buffers.lists().iter().enumerate() {
+        if list.bytes() > OBJECT_BYTES_MAX {
+            let (bytes, limit) = (list.bytes(), OBJECT_BYTES_MAX);
+            return Err(InvalidCall::TooLarge { index, bytes, limit }.into());
+        }
+        if !list.is_within_limits() {
+            let pieces = list.pieces().len();
+            return Err(InvalidCall::TooManyPieces { index, pieces, limit: PIECES_MAX }.into());
+        }
+    }
+    Ok(())
+}
+
 impl Inner {
     /// The node to place objects on, as the wire has it: 0 for none.
     pub(crate) fn near(&self) -> u64 {
         self.local.as_ref().map_or(0, |local| local.node().get())
-    }
-
-    /// Arguments are checked before anything moves.
-    pub(crate) fn check_call(&self, keys: &KeyBatch, buffers: &Buffers) -> Result<(), StoreError> {
-        if keys.len() != buffers.len() {
-            return Err(InvalidCall::Count { keys: keys.len(), others: buffers.len(), what: "values" }.into());
-        }
-        for (index, list) in buffers.lists().iter().enumerate() {
-            if list.bytes() > OBJECT_BYTES_MAX {
-                let (bytes, limit) = (list.bytes(), OBJECT_BYTES_MAX);
-                return Err(InvalidCall::TooLarge { index, bytes, limit }.into());
-            }
-            if !list.is_within_limits() {
-                let pieces = list.pieces().len();
-                return Err(InvalidCall::TooManyPieces { index, pieces, limit: PIECES_MAX }.into());
-            }
-        }
-        Ok(())
     }
 
     fn shut_down(&self, deadline: Instant) -> bool {

@@ -1,6 +1,8 @@
 //! A real `MetaService`, real segments and real sockets in one process; peers that misbehave are played through the
 //! wire and the links themselves.
 
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 

@@ -11,6 +11,7 @@ pub mod pack;
     missing_docs,
     unreachable_pub,
     clippy::pedantic,
+    clippy::allow_attributes_without_reason,
     reason = "generated code; the protocol file is its documentation"
 )]
 pub mod pb {

@@ -2,6 +2,8 @@
 //! releases the interpreter lock around everything that moves or waits, and maps errors. Names, defaults and
 //! manuals for users live in the Python package `memcache`.
 
+#![allow(clippy::needless_pass_by_value, reason = "functions for Python take what Python hands over")]
+
 mod arguments;
 mod buffers;
 mod completion;

@@ -36,7 +36,7 @@ impl MetaService {
     #[new]
     #[pyo3(signature = (path, overrides))]
     fn new(py: Python<'_>, path: Option<PathBuf>, overrides: Overrides) -> PyResult<Self> {
-        let config = meta_config(path, &overrides)?;
+        let config = meta_config(path.as_deref(), &overrides)?;
         let server = py.detach(|| MetaServer::start(&config)).map_err(|error| meta_error(&error))?;
         let address = server.address().to_string();
         Ok(Self { server: Mutex::new(Some(server)), address })
@@ -80,7 +80,7 @@ impl LocalService {
     #[new]
     #[pyo3(signature = (path, overrides))]
     fn new(py: Python<'_>, path: Option<PathBuf>, overrides: Overrides) -> PyResult<Self> {
-        let config: LocalConfig = local_config(path, &overrides)?;
+        let config: LocalConfig = local_config(path.as_deref(), &overrides)?;
         py.detach(|| {
             let client = ClientId::new(u64::from(std::process::id()));
             let book = Book::open(config.meta_address.clone(), client)?;

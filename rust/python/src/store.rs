@@ -40,7 +40,7 @@ impl Store {
     #[new]
     #[pyo3(signature = (path, overrides))]
     fn new(py: Python<'_>, path: Option<PathBuf>, overrides: Overrides) -> PyResult<Self> {
-        let config = store_config(path, &overrides)?;
+        let config = store_config(path.as_deref(), &overrides)?;
         py.detach(|| Self::open(config))
     }
 
@@ -329,12 +329,11 @@ impl Store {
 
 impl Store {
     fn open(config: StoreConfig) -> PyResult<Self> {
-        let (endpoint, hosted, embedded) = match &config.meta_address {
-            Some(endpoint) => (endpoint.clone(), None, false),
-            None => {
-                let found = host_or_find(&config.pool_id)?;
-                (found.endpoint, found.server, true)
-            }
+        let (endpoint, hosted, embedded) = if let Some(endpoint) = &config.meta_address {
+            (endpoint.clone(), None, false)
+        } else {
+            let found = host_or_find(&config.pool_id)?;
+            (found.endpoint, found.server, true)
         };
         let options = StoreOptions::from_config(&config, endpoint);
         let client = Client::open(&options).map_err(|error| store_error(&error))?;

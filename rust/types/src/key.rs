@@ -188,17 +188,6 @@ impl KeyBatch {
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &[u8]> + '_ {
         (0..self.len()).map(|index| self.get(index))
     }
-
-    /// The keys at these positions, in that order.
-    pub fn select(&self, indices: &[usize]) -> Self {
-        let mut batch = Self::with_capacity(indices.len(), self.data.len() / self.len().max(1));
-        for index in indices {
-            batch.data.extend_from_slice(self.get(*index));
-            #[allow(clippy::cast_possible_truncation, reason = "a selection of a checked batch")]
-            batch.ends.push(batch.data.len() as u32);
-        }
-        batch
-    }
 }
 
 impl fmt::Debug for KeyBatch {

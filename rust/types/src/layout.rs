@@ -240,7 +240,7 @@ fn block_dims(index: usize, tensor: &TensorView, num_blocks: u64) -> Result<Bloc
         return Err(bad("it holds no bytes"));
     }
     let rows = tensor.shape[0];
-    if num_blocks == 0 || num_blocks > u64::from(u32::MAX) || rows % num_blocks != 0 {
+    if num_blocks == 0 || num_blocks > u64::from(u32::MAX) || !rows.is_multiple_of(num_blocks) {
         return Err(LayoutError::BlockCount { tensor: index, rows, blocks: num_blocks });
     }
     let split = rows / num_blocks;
