@@ -147,4 +147,5 @@ def store_overrides(config: ConnectorConfig, engine_id: str, worker: bool, local
 
 
 def _lend_configured(loaded: Any) -> bool:
-    return bool(loaded.lend_bytes) or "MEMCACHE_LEND_BYTES" in os.environ
+    # A loaded configuration holds the text it was given; without any, "0".
+    return str(loaded.lend_bytes) != "0" or "MEMCACHE_LEND_BYTES" in os.environ

@@ -12,7 +12,7 @@ import memcache
 from memcache_connector.common.breaker import CircuitBreaker
 from memcache_connector.common.keys import Slot, chain_keys, hash_matrix, slot_keys
 from memcache_connector.common.lend import LEND_LEAST, LEND_MOST, automatic_lend
-from memcache_connector.vllm.config import STORE_KEYS, ConnectorConfig, ConnectorConfigError, pool_id
+from memcache_connector.vllm.config import STORE_KEYS, ConnectorConfig, ConnectorConfigError, pool_id, store_overrides
 
 PREFIX = bytes(range(16))
 HASHES = [bytes([number]) * 32 for number in range(4)]
@@ -119,6 +119,36 @@ def test_data_parallel_ranks_share_an_embedded_pool(engine: str, pool: str) -> N
 
 def test_an_empty_chain_has_the_right_width() -> None:
     assert chain_keys(PREFIX, [(Slot(0), np.empty((0, 32), dtype=np.uint8))]).shape == (0, 54)
+
+
+@pytest.mark.parametrize(
+    ("worker", "configured", "environment", "lend"),
+    [
+        (False, "1GB", "2GB", 0),
+        (True, "1GB", "2GB", "1GB"),
+        (True, None, "2GB", None),
+        (True, None, "0", None),
+        (True, None, None, automatic_lend(1, 1 << 40)),
+        (True, "auto", "2GB", automatic_lend(1, 1 << 40)),
+    ],
+)
+def test_who_lends_how_much(
+    monkeypatch: pytest.MonkeyPatch,
+    worker: bool,
+    configured: str | None,
+    environment: str | None,
+    lend: int | str | None,
+) -> None:
+    import memcache_connector.common.lend as module
+
+    monkeypatch.setattr(module, "available_memory", lambda: 1 << 40)
+    monkeypatch.delenv("MEMCACHE_LEND_BYTES", raising=False)
+    if environment is not None:
+        monkeypatch.setenv("MEMCACHE_LEND_BYTES", environment)
+    config = ConnectorConfig.parse({} if configured is None else {"lend_bytes": configured})
+    overrides = store_overrides(config, "engine_dp1", worker, 1)
+    assert overrides.get("lend_bytes") == lend
+    assert overrides["pool_id"] == "engine"
 
 
 def test_the_stores_settings_are_all_known() -> None:
