@@ -15,6 +15,7 @@ use crate::mapped::MappedLink;
 use crate::protocol::{Protocol, ProtocolChoice};
 use crate::server::RegionServer;
 use crate::shm::client::attach;
+use crate::shm::companion::accompany;
 use crate::tcp::client::TcpLink;
 
 /// First pause after a region could not be reached; doubles with every failure.
@@ -44,7 +45,7 @@ impl Default for FabricOptions {
 pub struct Fabric {
     options: FabricOptions,
     host: HostId,
-    routes: Mutex<Routes>,
+    routes: Arc<Mutex<Routes>>,
 }
 
 #[derive(Debug, Default)]
@@ -61,10 +62,21 @@ struct Failure {
     pause: Duration,
 }
 
+/// What is known about a region.
+enum Known {
+    Link(Arc<dyn Link>),
+    /// It could not be reached a moment ago.
+    Failure(TransportError),
+    Nothing {
+        /// The link there was, to be dropped by the caller.
+        closed: Option<Arc<dyn Link>>,
+    },
+}
+
 impl Fabric {
     /// A fabric that knows no region yet.
     pub fn new(options: FabricOptions) -> Self {
-        Self { options, host: HostId::current(), routes: Mutex::default() }
+        Self { options, host: HostId::current(), routes: Arc::default() }
     }
 
     /// Makes the segment of a server of this process reachable directly.
@@ -87,39 +99,37 @@ impl Fabric {
     /// leads there. After a failure the same error comes back at once until a pause is over, which grows from
     /// 50 ms to 5 s.
     pub fn link(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
-        {
-            let mut routes = self.routes.lock();
-            if let Some(link) = routes.links.get(&descriptor.token) {
-                if link.is_open() {
-                    return Ok(Arc::clone(link));
-                }
-                routes.links.remove(&descriptor.token);
-            }
-            if let Some(failure) = routes.failures.get(&descriptor.token)
-                && Instant::now() < failure.retry_at
-            {
-                return Err(failure.error.clone());
-            }
-        }
-        // Not under the lock: a peer that does not answer holds up only those who want it.
+        // Links are dropped without the lock: the end of a large mapping takes its time.
+        let closed = match self.routes.lock().known(descriptor.token) {
+            Known::Link(link) => return Ok(link),
+            Known::Failure(error) => return Err(error),
+            Known::Nothing { closed } => closed,
+        };
+        drop(closed);
+        // Nor is one opened under it: a peer that does not answer holds up only those who want it.
         let opened = self.open(descriptor, deadline);
         let mut routes = self.routes.lock();
-        match opened {
+        let (result, _dropped_last) = match opened {
             Ok(link) => {
                 routes.failures.remove(&descriptor.token);
+                // Those whose owners are gone are looked for by nobody any more.
+                let closed: Vec<_> = routes.links.extract_if(|_, link| !link.is_open()).collect();
                 let kept = routes.links.entry(descriptor.token).or_insert(link);
-                Ok(Arc::clone(kept))
+                (Ok(Arc::clone(kept)), closed)
             }
             Err(error) => {
                 routes.note_failure(descriptor.token, &error);
-                Err(error)
+                (Err(error), Vec::new())
             }
-        }
+        };
+        drop(routes);
+        result
     }
 
     /// Drops the link to a region; calls under way on it end as they will. Frees the mapping or connections.
     pub fn forget(&self, token: u128) {
-        self.routes.lock().links.remove(&token);
+        let link = self.routes.lock().links.remove(&token);
+        drop(link);
     }
 
     fn open(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
@@ -151,7 +161,15 @@ impl Fabric {
             return Err(TransportError::Unavailable { protocol, why: "the peer is on another host".to_owned() });
         }
         let (mapping, owner) = attach(name, descriptor.token, descriptor.region_bytes, deadline)?;
-        Ok(Arc::new(MappedLink::shared(mapping, owner)))
+        let link = Arc::new(MappedLink::shared(mapping, owner));
+        let (routes, token) = (Arc::downgrade(&self.routes), descriptor.token);
+        accompany(&link, move || {
+            if let Some(routes) = routes.upgrade() {
+                let link = routes.lock().take_closed(token);
+                drop(link);
+            }
+        });
+        Ok(link)
     }
 
     fn open_tcp(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
@@ -166,6 +184,21 @@ impl Fabric {
 }
 
 impl Routes {
+    fn known(&mut self, token: u128) -> Known {
+        match self.links.get(&token) {
+            Some(link) if link.is_open() => Known::Link(Arc::clone(link)),
+            Some(_) => Known::Nothing { closed: self.links.remove(&token) },
+            None => match self.failures.get(&token) {
+                Some(failure) if Instant::now() < failure.retry_at => Known::Failure(failure.error.clone()),
+                _ => Known::Nothing { closed: None },
+            },
+        }
+    }
+
+    fn take_closed(&mut self, token: u128) -> Option<Arc<dyn Link>> {
+        if self.links.get(&token)?.is_open() { None } else { self.links.remove(&token) }
+    }
+
     fn note_failure(&mut self, token: u128, error: &TransportError) {
         let now = Instant::now();
         if self.failures.len() >= FAILURES_MAX {

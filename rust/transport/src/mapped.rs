@@ -2,7 +2,6 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::thread;
 use std::time::Instant;
 
 use memcache_memory::{Mapping, RawRegion, Segment, gather, scatter};
@@ -19,7 +18,7 @@ use crate::shm::client::OwnerWatch;
 #[derive(Debug)]
 enum Backing {
     Own(Arc<Segment>),
-    Peer { mapping: Arc<Mapping>, owner: OwnerWatch },
+    Peer { mapping: Mapping, owner: OwnerWatch },
 }
 
 /// A link that copies by address.
@@ -36,10 +35,16 @@ impl MappedLink {
     }
 
     pub(crate) fn shared(mapping: Mapping, owner: OwnerWatch) -> Self {
-        let mapping = Arc::new(mapping);
-        warm_in_background(&mapping);
         let capabilities = capabilities(Protocol::HostShm, mapping.bytes());
         Self { backing: Backing::Peer { mapping, owner }, capabilities }
+    }
+
+    /// The mapping of a peer's memory and the connection to its owner.
+    pub(crate) fn peer(&self) -> Option<(&Mapping, &OwnerWatch)> {
+        match &self.backing {
+            Backing::Own(_) => None,
+            Backing::Peer { mapping, owner } => Some((mapping, owner)),
+        }
     }
 
     fn region(&self) -> RawRegion<'_> {
@@ -112,20 +117,6 @@ fn capabilities(protocol: Protocol, region_bytes: u64) -> Capabilities {
         one_sided: true,
         copies_on_caller: true,
         connections: 0,
-    }
-}
-
-/// Fills the page tables while the first transfers already run. Ends early with the mapping.
-fn warm_in_background(mapping: &Arc<Mapping>) {
-    let mapping = Arc::downgrade(mapping);
-    let spawned = thread::Builder::new().name("memcache-warm".to_owned()).spawn(move || {
-        let mut next = Some(0);
-        while let Some(offset) = next {
-            next = mapping.upgrade().and_then(|mapping| mapping.warm(offset));
-        }
-    });
-    if let Err(error) = spawned {
-        tracing::debug!(%error, "no thread to fill the page tables ahead of use");
     }
 }
 

@@ -13,7 +13,7 @@ use crate::error::TransportError;
 use crate::host::HostId;
 use crate::protocol::{Protocol, ProtocolChoice};
 use crate::shm::server::ShmServer;
-use crate::tcp::server::TcpServer;
+use crate::tcp::server::{CONNECTIONS_MAX, TcpServer};
 
 /// Longest host name to serve on, in bytes.
 const HOST_BYTES_MAX: usize = 253;
@@ -72,7 +72,7 @@ impl RegionServer {
         };
         if options.protocols.allows_tcp() {
             let (listener, address) = listen(&options.data_host, options.data_port)?;
-            server.tcp = Some(TcpServer::start(listener, Arc::clone(&server.segment), token)?);
+            server.tcp = Some(TcpServer::start(listener, Arc::clone(&server.segment), token, CONNECTIONS_MAX)?);
             server.descriptor.tcp = Some(address);
         }
         if options.protocols.allows_shm() {

@@ -6,6 +6,7 @@
     reason = "a test that cannot go on stops; the owner talks on stdout"
 )]
 
+use std::fs::{DirEntry, read_dir, read_to_string};
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::Arc;
@@ -60,6 +61,30 @@ impl Owner {
         let line = stdout.by_ref().lines().map_while(Result::ok).find(|line| line.starts_with("descriptor ")).unwrap();
         let bytes: Vec<u8> = line.split(' ').skip(1).map(|byte| byte.parse().unwrap()).collect();
         Self { child, descriptor: RegionDescriptor::decode(&bytes).unwrap(), _stdout: stdout }
+    }
+
+    /// Stops all threads where they are, and waits until they stand still.
+    fn freeze(&self) {
+        self.signal("-STOP");
+        let tasks = format!("/proc/{}/task", self.child.id());
+        let is_stopped = |task: std::io::Result<DirEntry>| {
+            let state = read_to_string(task.unwrap().path().join("stat")).unwrap_or_default();
+            state.rsplit(") ").next().is_some_and(|rest| rest.starts_with('T'))
+        };
+        let deadline = soon();
+        while !read_dir(&tasks).unwrap().all(is_stopped) {
+            assert!(Instant::now() < deadline, "the owner does not stop");
+            thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    fn thaw(&self) {
+        self.signal("-CONT");
+    }
+
+    fn signal(&self, signal: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([signal, &pid]).status().unwrap().success());
     }
 
     /// `kill -9`.
@@ -169,6 +194,21 @@ fn what_is_mapped_outlives_its_owner_but_is_not_found_again() {
     assert_eq!(fabric.link(&owner.descriptor, soon()).unwrap_err(), TransportError::PeerGone);
 }
 
+/// Nobody asks for a dead node's memory again, so it must go by itself.
+#[test]
+fn the_memory_of_a_dead_owner_is_let_go() {
+    let mut owner = Owner::start(ProtocolChoice::HostShm);
+    let fabric = fabric(ProtocolChoice::HostShm);
+    let link = Arc::downgrade(&fabric.link(&owner.descriptor, soon()).unwrap());
+    assert!(link.upgrade().is_some(), "a link is not kept");
+    owner.kill();
+    let deadline = soon();
+    while link.upgrade().is_some() {
+        assert!(Instant::now() < deadline, "the mapping outlives its owner");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
+
 #[test]
 fn an_owner_killed_in_the_middle_of_reads_is_noticed() {
     let mut owner = Owner::start(ProtocolChoice::HostTcp);
@@ -206,12 +246,11 @@ fn an_owner_that_is_stopped_runs_into_the_deadline() {
     let owner = Owner::start(ProtocolChoice::HostTcp);
     let link = fabric(ProtocolChoice::HostTcp).link(&owner.descriptor, soon()).unwrap();
     put(&*link, &pattern(5, 1000)).unwrap();
-    let pid = owner.child.id().to_string();
-    assert!(Command::new("kill").args(["-STOP", &pid]).status().unwrap().success());
+    owner.freeze();
     let short = Instant::now() + Duration::from_millis(200);
     assert_eq!(get(&*link, 1000, short).unwrap_err(), TransportError::Timeout);
     assert!(Instant::now() >= short, "a timeout before the deadline");
-    assert!(Command::new("kill").args(["-CONT", &pid]).status().unwrap().success());
+    owner.thaw();
     // The connection that stood still was given up; a new one works.
     assert!(get(&*link, 1000, soon()).unwrap().1 == pattern(5, 1000));
 }

@@ -3,6 +3,7 @@
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -24,13 +25,18 @@ use crate::shm::{FOREIGN_USER, FULL, UNKNOWN_TOKEN, WELCOME, WELCOME_BYTES, hell
 const RETRY: Duration = Duration::from_millis(2);
 
 /// The silent connection to the owner of mapped memory.
-#[derive(Debug)]
-pub(crate) struct OwnerWatch(OwnedFd);
+#[derive(Clone, Debug)]
+pub(crate) struct OwnerWatch(Arc<OwnedFd>);
 
 impl OwnerWatch {
     /// Whether the owner still holds its end.
     pub(crate) fn is_alive(&self) -> bool {
         is_quiet(self.0.as_fd())
+    }
+
+    /// Waits for the owner to hang up; false if the deadline comes first.
+    pub(crate) fn wait_for_end(&self, deadline: Instant) -> bool {
+        wait_for(self.0.as_fd(), PollFlags::IN | PollFlags::RDHUP, deadline).is_ok()
     }
 }
 
@@ -64,7 +70,7 @@ pub(crate) fn attach(
         (Some((WELCOME, actual)), Some(memfd)) if actual == region_bytes => {
             let mapping = Mapping::from_fd(memfd, region_bytes)
                 .map_err(|error| TransportError::Unavailable { protocol: Protocol::HostShm, why: error.to_string() })?;
-            return Ok((mapping, OwnerWatch(socket)));
+            return Ok((mapping, OwnerWatch(Arc::new(socket))));
         }
         (Some((WELCOME, actual)), _) => format!("it shares {actual} bytes, {region_bytes} were announced"),
         (Some((UNKNOWN_TOKEN, _)), _) => "this is not the memory you look for".to_owned(),

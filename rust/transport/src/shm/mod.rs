@@ -4,6 +4,7 @@
 //! the memfd. The connection then stays open and silent: its end tells the peer that the owner is gone.
 
 pub(crate) mod client;
+pub(crate) mod companion;
 pub(crate) mod server;
 
 /// Length of what a peer says, in bytes: magic, version, two unused, token.

@@ -242,6 +242,7 @@ impl Link for TcpLink {
 
     fn is_open(&self) -> bool {
         !self.gone.load(Ordering::Relaxed)
+            && self.pool.lock().idle.iter().all(|connection| is_quiet(connection.socket.as_fd()))
     }
 }
 

@@ -19,8 +19,8 @@ use crate::error::TransportError;
 use crate::net::{Waker, wait_any};
 use crate::tcp::session::Session;
 
-/// Most connections at the same time. A peer uses a handful.
-const CONNECTIONS_MAX: usize = 512;
+/// Most connections of one server at the same time. A peer uses a handful.
+pub(crate) const CONNECTIONS_MAX: usize = 512;
 /// Longest [`TcpServer::stop`] waits for its threads.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -35,6 +35,7 @@ pub(crate) struct TcpServer {
 struct Shared {
     segment: Arc<Segment>,
     token: u128,
+    connections_max: usize,
     waker: Waker,
     sessions: Mutex<Sessions>,
     changed: Condvar,
@@ -49,12 +50,18 @@ struct Sessions {
 }
 
 impl TcpServer {
-    /// Starts to serve `segment` on a bound listener.
-    pub(crate) fn start(listener: TcpListener, segment: Arc<Segment>, token: u128) -> Result<Self, TransportError> {
+    /// Starts to serve `segment` on a bound listener, to at most `connections_max` connections at a time.
+    pub(crate) fn start(
+        listener: TcpListener,
+        segment: Arc<Segment>,
+        token: u128,
+        connections_max: usize,
+    ) -> Result<Self, TransportError> {
         listener.set_nonblocking(true).map_err(|error| TransportError::from_io("listen", &error))?;
         let shared = Arc::new(Shared {
             segment,
             token,
+            connections_max,
             waker: Waker::new()?,
             sessions: Mutex::default(),
             changed: Condvar::new(),
@@ -138,8 +145,8 @@ impl Shared {
         let socket = Arc::new(socket);
         let number = {
             let mut sessions = self.sessions.lock();
-            if sessions.stopping || sessions.open.len() >= CONNECTIONS_MAX {
-                tracing::warn!(peer, limit = CONNECTIONS_MAX, "too many data connections, closing a new one");
+            if sessions.stopping || sessions.open.len() >= self.connections_max {
+                tracing::warn!(peer, limit = self.connections_max, "too many data connections, closing a new one");
                 return;
             }
             sessions.next += 1;
@@ -188,4 +195,52 @@ pub(crate) fn tune(socket: &OwnedFd, peer: Option<SocketAddr>) -> rustix::io::Re
     set_tcp_keepidle(socket, Duration::from_secs(10))?;
     set_tcp_keepintvl(socket, Duration::from_secs(5))?;
     set_tcp_keepcnt(socket, 3)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::TcpStream;
+
+    use memcache_memory::SegmentOptions;
+
+    use super::*;
+    use crate::tcp::frame::{Op, REPLY_BYTES, Request};
+
+    const TOKEN: u128 = 1;
+
+    /// Whether the server answers on this connection, rather than hanging up.
+    fn is_served(stream: &mut TcpStream) -> bool {
+        let ping = Request {
+            op: Op::Ping,
+            id: 1,
+            token: TOKEN,
+            offset: 0,
+            payload_bytes: 0,
+            extent_bytes: 0,
+            budget_ms: 20_000,
+        };
+        stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+        stream.write_all(&ping.encode()).is_ok() && stream.read_exact(&mut [0; REPLY_BYTES]).is_ok()
+    }
+
+    #[test]
+    fn one_connection_too_many_is_turned_away_until_another_ends() {
+        let segment = Segment::create(1 << 20, &SegmentOptions { huge_pages: false, prefault: false }).unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut server = TcpServer::start(listener, Arc::new(segment), TOKEN, 2).unwrap();
+        let connect = || TcpStream::connect(address).unwrap();
+        let (mut first, mut second) = (connect(), connect());
+        assert!(is_served(&mut first) && is_served(&mut second));
+        assert!(!is_served(&mut connect()), "more connections than the limit");
+        drop(first);
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while !is_served(&mut connect()) {
+            assert!(Instant::now() < deadline, "the place of a connection that ended stays taken");
+            thread::sleep(Duration::from_millis(1));
+        }
+        server.stop();
+        assert!(!is_served(&mut second));
+    }
 }

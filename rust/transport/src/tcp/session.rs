@@ -28,6 +28,8 @@ pub(crate) struct Session {
     stream: Stream,
     segment: Arc<Segment>,
     token: u128,
+    /// Whether the peer has shown the token. Until then it is not waited for long.
+    is_known: bool,
 }
 
 /// Why a session ends.
@@ -46,7 +48,7 @@ impl From<TransportError> for End {
 
 impl Session {
     pub(crate) fn new(socket: Arc<OwnedFd>, segment: Arc<Segment>, token: u128) -> Self {
-        Self { stream: Stream::new(socket), segment, token }
+        Self { stream: Stream::new(socket), segment, token, is_known: false }
     }
 
     pub(crate) fn run(&mut self, peer: &str) {
@@ -72,7 +74,8 @@ impl Session {
     }
 
     fn serve_one(&mut self, region: RawRegion<'_>) -> Result<(), End> {
-        if !self.stream.has_more(Instant::now() + IDLE).map_err(|_| End::Quiet)? {
+        let patience = if self.is_known { IDLE } else { HEADER_MAX };
+        if !self.stream.has_more(Instant::now() + patience).map_err(|_| End::Quiet)? {
             return Err(End::Quiet);
         }
         let mut header = [0; REQUEST_BYTES];
@@ -83,6 +86,7 @@ impl Session {
             self.refuse(&request, Status::Refused, "this is not the memory you look for", deadline)?;
             return Err(End::Hostile(NotAFrame("unknown token")));
         }
+        self.is_known = true;
         match request.op {
             Op::Ping => self.done(&request, 0, deadline)?,
             Op::Read => match extent(region, &request) {
