@@ -1,6 +1,7 @@
 //! The command: the same for the binary, the installed command and `python -m memcache.meta`.
 
 use std::ffi::OsString;
+use std::fmt::Write as _;
 use std::io::{self, IsTerminal, Write};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -47,7 +48,8 @@ fn keys_help() -> String {
     let mut text = "Keys (also as environment variables MEMCACHE_META_<KEY>):\n".to_owned();
     let defaults = MetaConfig::default();
     for (info, (_, value)) in MetaConfig::keys().iter().zip(defaults.entries()) {
-        text += &format!("  {} = {value}\n      {}\n", info.name, info.doc);
+        // Writing to a String cannot fail.
+        let _ = writeln!(text, "  {} = {value}\n      {}", info.name, info.doc);
     }
     text
 }

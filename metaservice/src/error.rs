@@ -1,6 +1,6 @@
 //! Why a service does not start.
 
-use memcache_config::{ConfigError, Endpoint};
+use memcache_config::Endpoint;
 use thiserror::Error;
 
 /// Why a `MetaService` does not start.
@@ -23,7 +23,4 @@ pub enum MetaError {
     /// The system gave no thread or no event loop.
     #[error("cannot start the service's thread: {0}")]
     Thread(#[source] std::io::Error),
-    /// The settings cannot be used.
-    #[error(transparent)]
-    Config(#[from] ConfigError),
 }

@@ -1,5 +1,7 @@
 //! The rules of the book, one test each; what holds after every step; and a naive model beside it.
 
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may fail, and its numbers are small")]
+
 mod evicting;
 mod invariants;
 mod membership;

@@ -143,7 +143,7 @@ fn bind_path(path: &Path) -> io::Result<StdUnixListener> {
 fn may_connect(stream: &UnixStream) -> bool {
     let own = rustix::process::geteuid().as_raw();
     match stream.peer_cred() {
-        Ok(peer) if peer.uid() == own || peer.uid() == 0 => true,
+        Ok(peer) if is_welcome(own, peer.uid()) => true,
         Ok(peer) => {
             warn!(uid = peer.uid(), "refused a connection of another user");
             false
@@ -153,6 +153,10 @@ fn may_connect(stream: &UnixStream) -> bool {
             false
         }
     }
+}
+
+const fn is_welcome(own_uid: u32, peer_uid: u32) -> bool {
+    peer_uid == own_uid || peer_uid == 0
 }
 
 async fn serve_connections<S, F, A>(accept: F, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()>
@@ -174,17 +178,17 @@ where
         .add_service(rpcs)
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), until_stopped(stopped.clone()));
     tokio::pin!(server);
-    let served = tokio::select! {
-        served = &mut server => Some(served),
+    let ended_early = tokio::select! {
+        outcome = &mut server => Some(outcome),
         () = until_stopped(stopped) => None,
     };
     accepting.abort();
-    let served = match served {
-        Some(served) => served,
+    let outcome = match ended_early {
+        Some(outcome) => outcome,
         // Whoever has not finished by then is cut off.
         None => tokio::time::timeout(DRAIN, server).await.unwrap_or(Ok(())),
     };
-    served.map_err(io::Error::other)
+    outcome.map_err(io::Error::other)
 }
 
 async fn until_stopped(mut stopped: watch::Receiver<bool>) {
@@ -210,5 +214,16 @@ where
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_own_user_and_root_may_connect() {
+        assert!(is_welcome(1000, 1000) && is_welcome(1000, 0));
+        assert!(!is_welcome(1000, 1001) && !is_welcome(0, 1000));
     }
 }

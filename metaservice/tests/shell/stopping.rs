@@ -59,7 +59,11 @@ fn command() -> Command {
 #[test]
 fn the_command_serves_says_where_and_stops_on_either_signal() {
     for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
-        let mut child = command().args(["--set", "listen=127.0.0.1:0", "--set", "log=warn"]).spawn().unwrap();
+        let mut child = command()
+            .args(["--config", concat!(env!("CARGO_MANIFEST_DIR"), "/../conf/meta.toml")])
+            .args(["--set", "listen=127.0.0.1:0", "--set", "log=warn"])
+            .spawn()
+            .unwrap();
         let mut line = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
         let address = line.trim().strip_prefix("memcache-meta: serving on ").expect("the line").parse().unwrap();

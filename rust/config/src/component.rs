@@ -51,6 +51,7 @@ macro_rules! component {
         )+
     ) => {
         $(#[$doc])*
+        #[allow(clippy::doc_markdown, reason = "the same texts stand in the files of conf/")]
         #[derive(Clone, Debug, PartialEq)]
         pub struct $component {
             $(

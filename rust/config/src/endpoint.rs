@@ -103,6 +103,7 @@ impl fmt::Display for Endpoint {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
 mod tests {
     use super::*;
 

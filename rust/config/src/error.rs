@@ -24,7 +24,7 @@ pub enum ConfigError {
         message: String,
     },
     /// A key that means nothing here.
-    #[error("{origin}: unknown key {key:?}{}", did_you_mean(nearest))]
+    #[error("{origin}: unknown key {key:?}{}", did_you_mean(*nearest))]
     UnknownKey {
         /// Where it was found.
         origin: String,
@@ -53,6 +53,6 @@ pub enum ConfigError {
     },
 }
 
-fn did_you_mean(nearest: &Option<&'static str>) -> String {
+fn did_you_mean(nearest: Option<&'static str>) -> String {
     nearest.map(|key| format!("; the nearest known key is {key:?}")).unwrap_or_default()
 }

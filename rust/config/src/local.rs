@@ -9,7 +9,7 @@ use crate::error::ConfigError;
 use crate::setting::Protocol;
 
 /// Nothing, or what one segment may be.
-pub(crate) fn is_lendable(bytes: &ByteCount) -> bool {
+pub(crate) fn is_lendable(bytes: ByteCount) -> bool {
     bytes.get() == 0 || (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&bytes.get())
 }
 
@@ -21,7 +21,7 @@ component! {
         "\"host:port\", \"[v6]:port\", \"unix:/path\" or \"unix-abstract:name\"", |_| true;
     /// Host memory to lend to the pool.
     lend_bytes: ByteCount = ByteCount::new(1 << 30),
-        "a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| bytes.get() != 0 && is_lendable(bytes);
+        "a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| bytes.get() != 0 && is_lendable(*bytes);
     /// How peers reach this memory.
     protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
     /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.

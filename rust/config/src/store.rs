@@ -22,7 +22,7 @@ component! {
     pool_id: String = String::new(), "up to 256 bytes", |id| id.len() <= 256;
     /// Host memory to lend to the pool. 0 lends nothing.
     lend_bytes: ByteCount = ByteCount::new(0),
-        "0 or a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| is_lendable(bytes);
+        "0 or a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| is_lendable(*bytes);
     /// How peers are reached.
     protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
     /// Name of this node for humans. Empty: host name and process id.

@@ -70,9 +70,13 @@ impl Model {
         }
         self.resting.retain(|(until, _)| *until > now);
         let over: Vec<u64> = self.leases.iter().filter(|(_, l)| l.deadline <= now).map(|(id, _)| *id).collect();
-        over.into_iter().for_each(|id| self.end_lease(id));
+        for id in over {
+            self.end_lease(id);
+        }
         let silent: Vec<u64> = self.nodes.iter().filter(|(_, n)| n.heard + DEAD <= now).map(|(id, _)| *id).collect();
-        silent.into_iter().for_each(|node| self.drop_node(node));
+        for node in silent {
+            self.drop_node(node);
+        }
     }
 
     fn end_lease(&mut self, id: u64) {
@@ -195,7 +199,9 @@ impl Model {
             SealOutcome::Sealed
         });
         let outcomes = outcomes.collect();
-        sealed.into_iter().rev().for_each(|generation| self.touch(generation));
+        for generation in sealed.into_iter().rev() {
+            self.touch(generation);
+        }
         outcomes
     }
 

@@ -1,0 +1,123 @@
+//! How fast the core alone is and how much memory an object takes, by number of objects. One thread, no sockets.
+//!
+//! `cargo run --release -p memcache-meta --example core_speed -- 10000 100000 1000000`
+
+#![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
+
+use std::time::Instant;
+
+use memcache_meta::core::{Core, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_types::{ClientId, Epoch, Incarnation, KeyBatch, NodeId, Tier};
+
+const CLIENT: ClientId = ClientId::new(1);
+const KEY_BYTES: usize = 48;
+const PAYLOAD_BYTES: u64 = 4096;
+const NODES: u64 = 4;
+const CALL_KEYS: usize = 64;
+const LOOKUPS: usize = 2_000_000;
+
+const SETTINGS: Settings = Settings {
+    reservation_ttl_ms: 20_000,
+    lease_ms: 10_000,
+    heartbeat_ms: 1000,
+    node_dead_ms: u32::MAX,
+    high_watermark_ppm: 1_000_000,
+    low_watermark_ppm: 900_000,
+};
+
+fn main() {
+    let mut counts: Vec<usize> = std::env::args().skip(1).filter_map(|text| text.parse().ok()).collect();
+    if counts.is_empty() {
+        counts = vec![10_000, 100_000, 1_000_000];
+    }
+    println!(
+        "millions a second on one thread; keys of {KEY_BYTES} bytes, {CALL_KEYS} a call unless said, random order"
+    );
+    println!(
+        "{:>10} {:>13} {:>8} {:>10} {:>15} {:>16} {:>21}",
+        "objects", "reserve+seal", "exist", "exist 512", "match_prefix 512", "locate+release", "bytes an object + key"
+    );
+    for count in counts {
+        measure(count);
+    }
+}
+
+/// Numbers that look random, the same in every run.
+struct Mix(u64);
+
+impl Mix {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ (mixed >> 31)
+    }
+}
+
+fn key(number: u64) -> [u8; KEY_BYTES] {
+    let mut key = [0; KEY_BYTES];
+    let mut mix = Mix(number);
+    for part in key.chunks_mut(8) {
+        part.copy_from_slice(&mix.next().to_le_bytes());
+    }
+    key
+}
+
+fn batches(count: usize, call_keys: usize, wanted: usize) -> Vec<KeyBatch> {
+    let mut mix = Mix(42);
+    let random = |mix: &mut Mix| key(mix.next() % count as u64);
+    (0..wanted.div_ceil(call_keys))
+        .map(|_| KeyBatch::from_keys((0..call_keys).map(|_| random(&mut mix))).expect("keys within the limits"))
+        .collect()
+}
+
+fn resident_bytes() -> f64 {
+    let pages = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: f64 = pages.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or(0.0);
+    pages * 4096.0
+}
+
+fn rate(operations: usize, run: impl FnOnce()) -> f64 {
+    let started = Instant::now();
+    run();
+    operations as f64 / started.elapsed().as_secs_f64() / 1e6
+}
+
+fn measure(count: usize) {
+    let before = resident_bytes();
+    let mut core = Core::new(SETTINGS, Epoch::new(1), Millis::new(0));
+    let now = Millis::new(0);
+    let effects = &mut Vec::new();
+    let segment_bytes = (count as u64 * (PAYLOAD_BYTES + 64) / NODES * 11 / 10).max(1 << 20);
+    for node in 1..=NODES {
+        let offer = SegmentOffer { bytes: segment_bytes, tier: Tier::Dram, descriptor: Box::default() };
+        let who = (NodeId::new(node), Incarnation::new(1));
+        core.join(now, who, "node", vec![offer], Epoch::new(0), effects).expect("a node within the limits");
+    }
+    let put = rate(count, || {
+        for first in (0..count).step_by(CALL_KEYS) {
+            let own = first..(first + CALL_KEYS).min(count);
+            let keys = KeyBatch::from_keys(own.map(|number| key(number as u64))).expect("keys within the limits");
+            let request = ReserveRequest { keys: &keys, payload_bytes: &[PAYLOAD_BYTES], near: None, exclusive: false };
+            let reserved = core.reserve(now, CLIENT, &request, effects).expect("a request within the limits");
+            let ids: Vec<u64> = reserved.tickets.iter().map(|ticket| ticket.reservation.get()).collect();
+            core.seal(now, CLIENT, &ids, effects).expect("a request within the limits");
+        }
+    });
+    let bytes = (resident_bytes() - before) / count as f64;
+    assert_eq!(core.status(now, effects).objects, count as u64, "all fit");
+    let (few, many) = (batches(count, CALL_KEYS, LOOKUPS), batches(count, 512, LOOKUPS));
+    let mut found = 0;
+    let exist = rate(LOOKUPS, || few.iter().for_each(|keys| found += core.exist(now, keys, effects).len()));
+    let exist_many = rate(LOOKUPS, || many.iter().for_each(|keys| found += core.exist(now, keys, effects).len()));
+    let prefix = rate(LOOKUPS, || many.iter().for_each(|keys| found += core.match_prefix(now, keys, effects).present));
+    let locate = rate(LOOKUPS, || {
+        for keys in &few {
+            let located = core.locate(now, CLIENT, keys, effects).expect("a request within the limits");
+            let lease = located.lease.expect("all are there").get();
+            core.release(now, CLIENT, &[lease], effects).expect("a request within the limits");
+        }
+    });
+    assert!(found >= 3 * LOOKUPS, "all were found");
+    println!("{count:>10} {put:>13.2} {exist:>8.2} {exist_many:>10.2} {prefix:>15.2} {locate:>16.2} {bytes:>21.0}");
+}
