@@ -214,7 +214,7 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
             side.drain(1.0)
             return bool(reset())
 
-        kv_cache_manager.reset_prefix_cache = reset_prefix_cache  # noqa: B010: not an assignment to a method
+        kv_cache_manager.reset_prefix_cache = reset_prefix_cache
 
     def get_num_new_matched_tokens(self, request: Request, num_computed_tokens: int) -> tuple[int | None, bool]:
         """Tokens the pool holds beyond ``num_computed_tokens``; (None, False) while that is being asked."""
