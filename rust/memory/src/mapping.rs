@@ -16,6 +16,7 @@ use crate::region::RawRegion;
 #[derive(Debug)]
 pub struct Mapping {
     mapped: Mapped,
+    bytes: u64,
     /// Whether the peer has given every page its memory, so that touching one here takes none.
     is_populated: bool,
 }
@@ -42,7 +43,10 @@ impl Mapping {
         }
         // Blocks are 512 bytes whatever the page size.
         let is_populated = u64::try_from(status.st_blocks).is_ok_and(|blocks| blocks.saturating_mul(512) >= bytes);
-        Ok(Self { mapped: Mapped::new(fd.as_fd(), bytes)?, is_populated })
+        // Huge pages can only be mapped whole. What is rounded up was never promised and is not shown.
+        let page = u64::try_from(status.st_blksize).unwrap_or(1).max(1);
+        let whole = bytes.checked_next_multiple_of(page).unwrap_or(bytes).min(actual);
+        Ok(Self { mapped: Mapped::new(fd.as_fd(), whole)?, bytes, is_populated })
     }
 
     /// Enters up to [`WARM_BYTES`] bytes from `offset` into this process's page tables, which otherwise costs every
@@ -65,7 +69,7 @@ impl Mapping {
 
     /// Length in bytes.
     pub fn bytes(&self) -> u64 {
-        self.mapped.len() as u64
+        self.bytes
     }
 
     /// First byte.
@@ -75,6 +79,7 @@ impl Mapping {
 
     /// A view of all of it.
     pub fn region(&self) -> RawRegion<'_> {
-        self.mapped.region()
+        let whole = self.mapped.region();
+        whole.sub(0, self.bytes).unwrap_or(whole)
     }
 }

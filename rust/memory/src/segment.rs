@@ -140,11 +140,13 @@ mod tests {
     }
 
     #[test]
-    fn huge_pages_that_are_not_there_are_no_error() {
-        // Longer than any reserve a test machine has; not touched, so it costs nothing.
+    fn huge_pages_are_used_if_there_are_any() {
+        // Not a whole number of huge pages, so that the rounding shows on machines that have some.
         let options = SegmentOptions { huge_pages: true, prefault: false };
         let segment = Segment::create(SEGMENT_BYTES_MIN + 4096, &options).unwrap();
         assert_eq!(segment.region().bytes(), SEGMENT_BYTES_MIN + 4096);
+        let mapping = crate::Mapping::from_fd(segment.fd().try_clone_to_owned().unwrap(), segment.bytes()).unwrap();
+        assert_eq!(mapping.region().bytes(), SEGMENT_BYTES_MIN + 4096);
     }
 
     #[test]
