@@ -4,39 +4,39 @@ from __future__ import annotations
 
 import os
 import threading
+from abc import ABC, abstractmethod
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 
 from memcache import _core
 from memcache.config import PathLike, as_overrides
 from memcache.errors import Closed
 
+C = TypeVar("C", _core.MetaService, _core.LocalService)
 
-class MetaService:
-    """A MetaService in this process: where every object is, who lends what.
 
-    Settings are the keys of ``conf/meta.toml``; later ones win: defaults, the file ``config``, the environment
-    (``MEMCACHE_META_LISTEN``, ...), keyword arguments. As a context manager it is started on entry, stopped on exit.
-    """
+class _Service(ABC, Generic[C]):
+    """What both have in common: settings, one running instance at a time, start on entry and stop on exit."""
 
     def __init__(self, config: PathLike | None = None, **overrides: Any) -> None:
         self._path = os.fspath(config) if config is not None else None
         self._overrides = as_overrides(overrides)
-        self._core: _core.MetaService | None = None
+        self._core: C | None = None
         self._stopped = threading.Event()
 
-    def start(self) -> Self:
-        """Starts it; it serves when this returns.
+    @abstractmethod
+    def _open(self) -> C:
+        """Starts the native half."""
 
-        Raises :class:`memcache.ConfigError` for a bad setting and :class:`memcache.AddressInUse` naming the address.
-        """
+    def start(self) -> Self:
+        """Starts it; see the class for what is there when this returns, and for what it raises."""
         if self._core is None:
             self._stopped.clear()
-            self._core = _core.MetaService(self._path, self._overrides)
+            self._core = self._open()
         return self
 
     def stop(self, timeout_ms: int = 2000) -> None:
-        """Stops it; open sessions end. Idempotent."""
+        """Stops it within ``timeout_ms`` milliseconds. Idempotent."""
         core, self._core = self._core, None
         if core is not None:
             core.stop(timeout_ms)
@@ -46,12 +46,10 @@ class MetaService:
         """Waits until another thread stops it, or for ``timeout_ms`` milliseconds; whether it is stopped."""
         return self._stopped.wait(None if timeout_ms is None else timeout_ms / 1000)
 
-    @property
-    def address(self) -> str:
-        """Where it serves, with the real port where port 0 was asked for."""
+    def _running(self) -> C:
         if self._core is None:
-            raise Closed("the MetaService is not running")
-        return self._core.address
+            raise Closed(f"the {type(self).__name__} is not running")
+        return self._core
 
     def __enter__(self) -> Self:
         return self.start()
@@ -62,41 +60,40 @@ class MetaService:
         self.stop()
 
 
-class LocalService:
+class MetaService(_Service[_core.MetaService]):
+    """A MetaService in this process: where every object is, who lends what.
+
+    Settings are the keys of ``conf/meta.toml``; later ones win: defaults, the file ``config``, the environment
+    (``MEMCACHE_META_LISTEN``, ...), keyword arguments. It serves when :meth:`start` returns; :meth:`stop` ends open
+    sessions. As a context manager it is started on entry, stopped on exit.
+
+    :meth:`start` raises :class:`memcache.ConfigError` for a bad setting and :class:`memcache.AddressInUse` naming the
+    address.
+    """
+
+    def _open(self) -> _core.MetaService:
+        return _core.MetaService(self._path, self._overrides)
+
+    @property
+    def address(self) -> str:
+        """Where it serves, with the real port where port 0 was asked for."""
+        return self._running().address
+
+
+class LocalService(_Service[_core.LocalService]):
     """Lends memory of this process to a pool: other processes read and write it by address.
 
     Settings are the keys of ``conf/local.toml``; later ones win: defaults, the file ``config``, the environment
-    (``MEMCACHE_LOCAL_LEND_BYTES``, ...), keyword arguments. It joins again by itself after the MetaService restarted.
-    As a context manager it is started on entry, stopped on exit.
+    (``MEMCACHE_LOCAL_LEND_BYTES``, ...), keyword arguments. The memory is there when :meth:`start` returns; joining the
+    pool goes on in the background (:meth:`wait_joined`), also after the MetaService restarted. :meth:`stop` leaves the
+    pool and frees the memory; what it held is gone. As a context manager it is started on entry, stopped on exit.
+
+    :meth:`start` raises :class:`memcache.ConfigError` for a bad setting, :class:`memcache.AddressInUse` for a taken data
+    port and :class:`memcache.MemCacheError` if the memory cannot be had.
     """
 
-    def __init__(self, config: PathLike | None = None, **overrides: Any) -> None:
-        self._path = os.fspath(config) if config is not None else None
-        self._overrides = as_overrides(overrides)
-        self._core: _core.LocalService | None = None
-        self._stopped = threading.Event()
-
-    def start(self) -> Self:
-        """Takes the memory and serves it; joining the pool goes on in the background (:meth:`wait_joined`).
-
-        Raises :class:`memcache.ConfigError` for a bad setting, :class:`memcache.AddressInUse` for a taken data port and
-        :class:`memcache.MemCacheError` if the memory cannot be had.
-        """
-        if self._core is None:
-            self._stopped.clear()
-            self._core = _core.LocalService(self._path, self._overrides)
-        return self
-
-    def stop(self, timeout_ms: int = 2000) -> None:
-        """Leaves the pool and frees the memory; what it held is gone. Idempotent."""
-        core, self._core = self._core, None
-        if core is not None:
-            core.stop(timeout_ms)
-        self._stopped.set()
-
-    def wait(self, timeout_ms: int | None = None) -> bool:
-        """Waits until another thread stops it, or for ``timeout_ms`` milliseconds; whether it is stopped."""
-        return self._stopped.wait(None if timeout_ms is None else timeout_ms / 1000)
+    def _open(self) -> _core.LocalService:
+        return _core.LocalService(self._path, self._overrides)
 
     def wait_joined(self, timeout_ms: int) -> bool:
         """Waits until the pool has accepted the memory; whether it has."""
@@ -111,16 +108,3 @@ class LocalService:
     def meta_address(self) -> str:
         """Where the MetaService is looked for."""
         return self._running().meta_address
-
-    def _running(self) -> _core.LocalService:
-        if self._core is None:
-            raise Closed("the LocalService is not running")
-        return self._core
-
-    def __enter__(self) -> Self:
-        return self.start()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
