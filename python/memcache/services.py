@@ -88,8 +88,8 @@ class LocalService(_Service[_core.LocalService]):
     pool goes on in the background (:meth:`wait_joined`), also after the MetaService restarted. :meth:`stop` leaves the
     pool and frees the memory; what it held is gone. As a context manager it is started on entry, stopped on exit.
 
-    :meth:`start` raises :class:`memcache.ConfigError` for a bad setting, :class:`memcache.AddressInUse` for a taken data
-    port and :class:`memcache.MemCacheError` if the memory cannot be had.
+    :meth:`start` raises :class:`memcache.ConfigError` for a bad setting, :class:`memcache.AddressInUse` for a taken
+    data port and :class:`memcache.MemCacheError` if the memory cannot be had.
     """
 
     def _open(self) -> _core.LocalService:
