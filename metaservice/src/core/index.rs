@@ -1,10 +1,14 @@
 //! From keys to what is known about them.
 
 use hashbrown::HashTable;
-use memcache_types::KeyDigest;
+use memcache_types::{KeyBatch, KeyDigest};
 
 use super::object::Object;
 use super::slab::{Slab, Slot};
+
+/// Keys looked up together. Each step of a look-up waits for memory; doing one step for many keys before the next
+/// step lets those waits overlap.
+pub(super) const CHUNK: usize = 64;
 
 /// What is known about one key. There is an entry exactly while the key is readable or somebody writes it.
 #[derive(Debug)]
@@ -17,11 +21,24 @@ pub(super) struct Entry {
     pub(super) writers: u32,
 }
 
-/// All entries, found by key. The hash only narrows the search: whole keys are compared.
+/// All entries, found by key. Hashes only narrow the search: whole keys are compared.
 #[derive(Debug)]
 pub(super) struct KeyIndex {
-    table: HashTable<Slot<Entry>>,
+    table: HashTable<Bucket>,
     entries: Slab<Entry>,
+}
+
+/// An entry's place in the table, with enough of its hash to pass over nearly all other entries without a look at them.
+#[derive(Clone, Copy, Debug)]
+struct Bucket {
+    tag: u32,
+    slot: Slot<Entry>,
+}
+
+/// Bits of a hash that the table uses neither for the position nor for its own short tags.
+#[allow(clippy::cast_possible_truncation, reason = "some of the bits are what is asked for")]
+const fn tag(hash: u64) -> u32 {
+    (hash >> 25) as u32
 }
 
 impl KeyIndex {
@@ -38,12 +55,40 @@ impl KeyIndex {
     }
 
     fn find_hashed(&self, key: &[u8], hash: u64) -> Option<Slot<Entry>> {
-        self.table
-            .find(hash, |slot| {
-                let entry = &self.entries[*slot];
-                entry.hash == hash && *entry.key == *key
-            })
-            .copied()
+        let found = self.table.find(hash, |bucket| bucket.tag == tag(hash) && self.is_entry_of(bucket.slot, key, hash));
+        found.map(|bucket| bucket.slot)
+    }
+
+    fn is_entry_of(&self, slot: Slot<Entry>, key: &[u8], hash: u64) -> bool {
+        let entry = &self.entries[slot];
+        entry.hash == hash && *entry.key == *key
+    }
+
+    /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on.
+    pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<Slot<Entry>>; CHUNK] {
+        let count = keys.len().saturating_sub(start).min(CHUNK);
+        let mut hashes = [0; CHUNK];
+        for (offset, hash) in hashes[..count].iter_mut().enumerate() {
+            *hash = KeyDigest::of(keys.get(start + offset)).low();
+        }
+        let mut found = [None; CHUNK];
+        for (candidate, hash) in found.iter_mut().zip(&hashes[..count]) {
+            *candidate = self.table.find(*hash, |bucket| bucket.tag == tag(*hash)).map(|bucket| bucket.slot);
+        }
+        let mut known: [&[u8]; CHUNK] = [&[]; CHUNK];
+        for (key, candidate) in known.iter_mut().zip(&found[..count]) {
+            if let Some(slot) = candidate {
+                *key = &self.entries[*slot].key;
+            }
+        }
+        for (offset, candidate) in found[..count].iter_mut().enumerate() {
+            let key = keys.get(start + offset);
+            // Another key with the same tag is in the way once in billions of look-ups.
+            if candidate.is_some() && *known[offset] != *key {
+                *candidate = self.find_hashed(key, hashes[offset]);
+            }
+        }
+        found
     }
 
     /// The entry of a key, made if there is none.
@@ -54,7 +99,7 @@ impl KeyIndex {
         }
         let slot = self.entries.insert(Entry { key: key.into(), hash, object: None, writers: 0 });
         let entries = &self.entries;
-        self.table.insert_unique(hash, slot, |other| entries[*other].hash);
+        self.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
         slot
     }
 
@@ -72,9 +117,49 @@ impl KeyIndex {
         if entry.object.is_some() || entry.writers > 0 {
             return;
         }
-        if let Ok(occupied) = self.table.find_entry(entry.hash, |other| *other == slot) {
+        if let Ok(occupied) = self.table.find_entry(entry.hash, |other| other.slot == slot) {
             occupied.remove();
         }
         self.entries.remove(slot);
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_finds_what_each_key_finds() {
+        let mut index = KeyIndex::new();
+        let name = |number: usize| format!("key number {number}").into_bytes();
+        for number in (0..300).step_by(3) {
+            let slot = index.find_or_insert(&name(number));
+            index.get_mut(slot).writers = 1;
+        }
+        let keys = KeyBatch::from_keys((0..200).map(name)).unwrap();
+        for start in (0..keys.len()).step_by(CHUNK) {
+            let found = index.find_chunk(&keys, start);
+            for (offset, found) in found.into_iter().enumerate() {
+                let position = start + offset;
+                let expected = (position < keys.len()).then(|| index.find(keys.get(position))).flatten();
+                assert_eq!(found, expected, "{position}");
+                assert!(position >= keys.len() || found.is_some() == position.is_multiple_of(3));
+            }
+        }
+    }
+
+    #[test]
+    fn keys_with_the_same_hash_are_told_apart() {
+        let mut index = KeyIndex::new();
+        let (known, other) = (b"known".as_slice(), b"other".as_slice());
+        let hash = KeyDigest::of(other).low();
+        let slot = index.entries.insert(Entry { key: known.into(), hash, object: None, writers: 1 });
+        index.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
+        let keys = KeyBatch::from_keys([other]).unwrap();
+        assert_eq!(index.find_chunk(&keys, 0)[0], None);
+        let own = index.find_or_insert(other);
+        assert_ne!(own, slot);
+        assert_eq!((index.find_chunk(&keys, 0)[0], index.find(other)), (Some(own), Some(own)));
     }
 }

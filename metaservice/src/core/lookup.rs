@@ -6,6 +6,7 @@ use memcache_types::{ClientId, Generation, GlobalAddress, KeyBatch, LeaseId};
 use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
+use super::index::{CHUNK, Entry};
 use super::limits::{LEASED_MAX, LEASES_MAX};
 use super::list::{Links, linked};
 use super::object::Object;
@@ -80,20 +81,23 @@ impl Core {
             lease: None,
         };
         let mut objects = Vec::with_capacity(keys.len());
-        for key in keys.iter() {
-            let (outcome, object) = self.look(key);
-            reply.outcomes.push(outcome);
-            if let Some(slot) = object
-                && let Some(segment) = self.objects[slot].segment
-            {
-                self.add_lease(slot);
-                let object = &self.objects[slot];
-                reply.found.push(Found {
-                    address: GlobalAddress::new(self.segments[segment].id, object.offset),
-                    payload_bytes: object.payload_bytes,
-                    generation: object.generation(),
-                });
-                objects.push(slot);
+        for start in (0..keys.len()).step_by(CHUNK) {
+            let chunk = self.index.find_chunk(keys, start);
+            for entry in &chunk[..CHUNK.min(keys.len() - start)] {
+                let (outcome, object) = self.judge(*entry);
+                reply.outcomes.push(outcome);
+                if let Some(slot) = object
+                    && let Some(segment) = self.objects[slot].segment
+                {
+                    self.add_lease(slot);
+                    let object = &self.objects[slot];
+                    reply.found.push(Found {
+                        address: GlobalAddress::new(self.segments[segment].id, object.offset),
+                        payload_bytes: object.payload_bytes,
+                        generation: object.generation(),
+                    });
+                    objects.push(slot);
+                }
             }
         }
         if !objects.is_empty() {
@@ -183,18 +187,19 @@ impl Core {
         self.advance(now, effects);
         let mut reply = PrefixReply::default();
         let mut objects = Vec::new();
-        for key in keys.iter() {
-            match self.look(key) {
-                (LocateOutcome::Located, object) => {
-                    if reply.present == reply.pending {
+        'keys: for start in (0..keys.len()).step_by(CHUNK) {
+            let chunk = self.index.find_chunk(keys, start);
+            for entry in &chunk[..CHUNK.min(keys.len() - start)] {
+                match self.judge(*entry) {
+                    (LocateOutcome::Located, object) if reply.present == reply.pending => {
                         reply.present += 1;
                         objects.extend(object);
                     }
+                    (LocateOutcome::Located | LocateOutcome::LocatePending, _) => {}
+                    _ => break 'keys,
                 }
-                (LocateOutcome::LocatePending, _) => {}
-                _ => break,
+                reply.pending += 1;
             }
-            reply.pending += 1;
         }
         // The head of the chain is to be the last to go.
         for object in objects.into_iter().rev() {
@@ -206,11 +211,16 @@ impl Core {
     /// What every key is. Not a use: no lease, no change of order.
     pub fn exist(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Vec<LocateOutcome> {
         self.advance(now, effects);
-        keys.iter().map(|key| self.look(key).0).collect()
+        let mut outcomes = Vec::with_capacity(keys.len());
+        for start in (0..keys.len()).step_by(CHUNK) {
+            let chunk = self.index.find_chunk(keys, start);
+            outcomes.extend(chunk[..CHUNK.min(keys.len() - start)].iter().map(|entry| self.judge(*entry).0));
+        }
+        outcomes
     }
 
-    fn look(&self, key: &[u8]) -> (LocateOutcome, Option<Slot<Object>>) {
-        let Some(entry) = self.index.find(key) else {
+    fn judge(&self, entry: Option<Slot<Entry>>) -> (LocateOutcome, Option<Slot<Object>>) {
+        let Some(entry) = entry else {
             return (LocateOutcome::LocateAbsent, None);
         };
         match self.index.get(entry).object {
