@@ -24,6 +24,7 @@ from demo.traffic import Conversation, Scale, generate
 ENGINE_START_S = 600.0  # three engines import vLLM at once, on perhaps one core
 SERVICE_START_S = 30.0
 WATCH_EVERY_S = 0.5
+DEATH_SEEN_AFTER = 6  # looks, WATCH_EVERY_S apart
 
 T = TypeVar("T")
 
@@ -63,7 +64,7 @@ class Demo:
             try:
                 return await self._play(processes)
             except (aiohttp.ClientError, TimeoutError) as error:
-                processes.check()  # a dead component explains it better
+                await _find_the_dead(processes)
                 raise DemoFailed(f"{type(error).__name__}: {error}; the logs are in {self._options.state}") from error
 
     async def _play(self, processes: Processes) -> bool:
@@ -222,6 +223,13 @@ def _outage_lines(what: OutageResult) -> str:
         report.row("  tokens loaded from the pool after", f"{what.pool_tokens_after:,}"),
     )
     return "\n".join(["", *lines])
+
+
+async def _find_the_dead(processes: Processes) -> None:
+    """A broken connection is best explained by the component that died; its end may be seen a moment later."""
+    for _ in range(DEATH_SEEN_AFTER):
+        processes.check()
+        await asyncio.sleep(WATCH_EVERY_S)
 
 
 async def _listens(port: int) -> bool:
