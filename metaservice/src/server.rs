@@ -36,6 +36,8 @@ const DROP_TIMEOUT: Duration = Duration::from_secs(2);
 pub struct MetaServer {
     address: Endpoint,
     epoch: Epoch,
+    /// The process that has the thread: a forked child has only the memory.
+    process: u32,
     stop: watch::Sender<bool>,
     ended: Arc<Ended>,
     thread: Mutex<Option<JoinHandle<()>>>,
@@ -79,7 +81,8 @@ impl MetaServer {
             })
             .map_err(MetaError::Thread)?;
         info!(%address, %epoch, "serving");
-        Ok(Self { address, epoch, stop, ended, thread: Mutex::new(Some(thread)) })
+        let process = std::process::id();
+        Ok(Self { address, epoch, process, stop, ended, thread: Mutex::new(Some(thread)) })
     }
 
     /// Where it really listens: the port is never 0.
@@ -93,8 +96,11 @@ impl MetaServer {
     }
 
     /// Stops serving: open streams end, their connections are closed, the address is free. True: all that was done
-    /// within `timeout`. Calling it again is harmless.
+    /// within `timeout`. Calling it again is harmless. In a forked child there is no service: nothing is done, and true.
     pub fn stop(&self, timeout: Duration) -> bool {
+        if self.is_elsewhere() {
+            return true;
+        }
         self.stop.send_replace(true);
         if !self.wait(Some(timeout)) {
             return false;
@@ -108,6 +114,9 @@ impl MetaServer {
 
     /// Waits until the service has stopped, at most `timeout`; `None` waits for as long as it takes. True: it has.
     pub fn wait(&self, timeout: Option<Duration>) -> bool {
+        if self.is_elsewhere() {
+            return true;
+        }
         let mut done = self.ended.done.lock();
         let Some(timeout) = timeout else {
             self.ended.changed.wait_while(&mut done, |done| !*done);
@@ -115,6 +124,10 @@ impl MetaServer {
         };
         self.ended.changed.wait_while_for(&mut done, |done| !*done, timeout);
         *done
+    }
+
+    fn is_elsewhere(&self) -> bool {
+        std::process::id() != self.process
     }
 }
 

@@ -57,7 +57,7 @@ macro_rules! component {
             $(
                 #[doc = $key_doc]
                 #[doc = ""]
-                #[doc = concat!("Allowed: ", $allowed, ".")]
+                #[doc = concat!("Allowed: `", $allowed, "`.")]
                 pub $key: $type,
             )+
         }
