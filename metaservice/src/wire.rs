@@ -240,3 +240,6 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
             .collect(),
     }
 }
+
+#[cfg(test)]
+mod tests;
