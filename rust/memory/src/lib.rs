@@ -37,7 +37,7 @@ pub mod segment;
 pub mod trailer;
 
 pub use checksum::{checksum_bytes, checksum_pieces};
-pub use copy::{CopyMode, Kernel, gather, gather_with, scatter, scatter_with};
+pub use copy::{CopyMode, Kernel, gather, gather_summed, gather_with, scatter, scatter_summed, scatter_with};
 pub use error::MemoryError;
 pub use mapping::Mapping;
 pub use region::{OutOfBounds, RawRegion};

@@ -34,6 +34,6 @@ pub use fabric::{Fabric, FabricOptions};
 pub use fault::{Fault, FaultLink};
 pub use host::HostId;
 pub use link::Link;
-pub use ops::{ReadOp, WriteOp};
+pub use ops::{ReadOp, SummedWriteOp, WriteOp};
 pub use protocol::{Protocol, ProtocolChoice, UnknownProtocol};
 pub use server::{RegionServer, ServerOptions};

@@ -3,11 +3,12 @@
 use std::fmt::Debug;
 use std::time::Instant;
 
+use memcache_memory::checksum_pieces;
 use memcache_types::limits::TRAILER_LEN;
 
 use crate::capabilities::Capabilities;
 use crate::error::TransportError;
-use crate::ops::{ReadOp, WriteOp};
+use crate::ops::{ReadOp, SummedWriteOp, WriteOp};
 use crate::protocol::Protocol;
 
 /// A way into one region of memory, owned by this process or another.
@@ -44,6 +45,35 @@ pub trait Link: Send + Sync + Debug {
     /// # Safety
     /// Until the call returns, all pieces are readable and nobody writes to them.
     unsafe fn write(&self, ops: &[WriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>>;
+
+    /// As [`read`](Self::read), and also returns the CRC-32C of each payload as it arrived in the pieces. Links that
+    /// copy on the calling thread sum in the same pass; the others in a second one.
+    ///
+    /// # Safety
+    /// As [`read`](Self::read).
+    unsafe fn read_summed(
+        &self,
+        ops: &[ReadOp<'_>],
+        deadline: Instant,
+    ) -> Vec<Result<([u8; TRAILER_LEN], u32), TransportError>> {
+        // SAFETY: the same contract.
+        let results = unsafe { self.read(ops, deadline) };
+        // SAFETY: the pieces are readable and touched by nobody else until this returns.
+        let sum = |op: &ReadOp<'_>| unsafe { checksum_pieces(op.local) };
+        results.into_iter().zip(ops).map(|(result, op)| result.map(|trailer| (trailer, sum(op)))).collect()
+    }
+
+    /// As [`write`](Self::write), with the CRC-32C of each payload put into its trailer.
+    ///
+    /// # Safety
+    /// As [`write`](Self::write).
+    unsafe fn write_summed(&self, ops: &[SummedWriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>> {
+        // SAFETY: the pieces are readable and unwritten until this returns.
+        let trailers: Vec<_> = ops.iter().map(|op| op.seal(unsafe { checksum_pieces(op.local) })).collect();
+        let ops: Vec<WriteOp<'_>> = ops.iter().zip(&trailers).map(|(op, trailer)| op.with_trailer(trailer)).collect();
+        // SAFETY: the same contract.
+        unsafe { self.write(&ops, deadline) }
+    }
 
     /// Whether the owner was still there when last heard of. Asks the system, not the owner: never waits.
     fn is_open(&self) -> bool {

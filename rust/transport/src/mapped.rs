@@ -4,13 +4,14 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use memcache_memory::{Mapping, RawRegion, Segment, gather, scatter};
+use memcache_memory::{CopyMode, Mapping, RawRegion, Segment, Trailer, gather, gather_summed, scatter, scatter_summed};
+use memcache_types::Extent;
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX, TRAILER_LEN};
 
 use crate::capabilities::Capabilities;
 use crate::error::TransportError;
 use crate::link::Link;
-use crate::ops::{ReadOp, WriteOp, view};
+use crate::ops::{ReadOp, SummedWriteOp, WriteOp, view};
 use crate::protocol::Protocol;
 use crate::shm::client::OwnerWatch;
 
@@ -54,30 +55,19 @@ impl MappedLink {
         }
     }
 
-    /// # Safety
-    /// As [`Link::read`], for one operation.
-    unsafe fn read_one(&self, op: &ReadOp<'_>, deadline: Instant) -> Result<[u8; TRAILER_LEN], TransportError> {
+    /// The extent of an operation that makes sense and may still start.
+    fn admit(
+        &self,
+        extent: Extent,
+        check: impl FnOnce(u64) -> Result<(), TransportError>,
+        deadline: Instant,
+    ) -> Result<RawRegion<'_>, TransportError> {
         let region = self.region();
-        op.check(region.bytes())?;
-        check_deadline(deadline)?;
-        let extent = view(region, op.extent.offset(), op.extent.bytes())?;
-        // SAFETY: the pieces are writable and unshared by this function's contract; the extent holds the payload.
-        unsafe { scatter(extent, op.local) };
-        Ok(extent.load_trailer())
-    }
-
-    /// # Safety
-    /// As [`Link::write`], for one operation.
-    unsafe fn write_one(&self, op: &WriteOp<'_>, deadline: Instant) -> Result<(), TransportError> {
-        let region = self.region();
-        op.check(region.bytes())?;
-        check_deadline(deadline)?;
-        let extent = view(region, op.extent.offset(), op.extent.bytes())?;
-        extent.retract_trailer();
-        // SAFETY: the pieces are readable and unwritten by this function's contract; the extent holds the payload.
-        unsafe { gather(op.local, extent) };
-        extent.publish_trailer(op.trailer);
-        Ok(())
+        check(region.bytes())?;
+        if Instant::now() >= deadline {
+            return Err(TransportError::Timeout);
+        }
+        view(region, extent.offset(), extent.bytes())
     }
 }
 
@@ -91,13 +81,52 @@ impl Link for MappedLink {
     }
 
     unsafe fn read(&self, ops: &[ReadOp<'_>], deadline: Instant) -> Vec<Result<[u8; TRAILER_LEN], TransportError>> {
-        // SAFETY: the same contract, for each.
-        ops.iter().map(|op| unsafe { self.read_one(op, deadline) }).collect()
+        let one = |op: &ReadOp<'_>| {
+            let extent = self.admit(op.extent, |region_bytes| op.check(region_bytes), deadline)?;
+            // SAFETY: the pieces are writable and unshared by contract; the extent holds the payload.
+            unsafe { scatter(extent, op.local) };
+            Ok(extent.load_trailer())
+        };
+        ops.iter().map(one).collect()
     }
 
     unsafe fn write(&self, ops: &[WriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>> {
-        // SAFETY: the same contract, for each.
-        ops.iter().map(|op| unsafe { self.write_one(op, deadline) }).collect()
+        let one = |op: &WriteOp<'_>| {
+            let extent = self.admit(op.extent, |region_bytes| op.check(region_bytes), deadline)?;
+            extent.retract_trailer();
+            // SAFETY: the pieces are readable and unwritten by contract; the extent holds the payload.
+            unsafe { gather(op.local, extent) };
+            extent.publish_trailer(op.trailer);
+            Ok(())
+        };
+        ops.iter().map(one).collect()
+    }
+
+    unsafe fn read_summed(
+        &self,
+        ops: &[ReadOp<'_>],
+        deadline: Instant,
+    ) -> Vec<Result<([u8; TRAILER_LEN], u32), TransportError>> {
+        let one = |op: &ReadOp<'_>| {
+            let extent = self.admit(op.extent, |region_bytes| op.check(region_bytes), deadline)?;
+            // SAFETY: the pieces are writable and unshared by contract; the extent holds the payload.
+            let sum = unsafe { scatter_summed(CopyMode::Auto, extent, op.local) };
+            Ok((extent.load_trailer(), sum))
+        };
+        ops.iter().map(one).collect()
+    }
+
+    unsafe fn write_summed(&self, ops: &[SummedWriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>> {
+        let one = |op: &SummedWriteOp<'_>| {
+            let check = |region_bytes| op.with_trailer(&Trailer::RETRACTED).check(region_bytes);
+            let extent = self.admit(op.extent, check, deadline)?;
+            extent.retract_trailer();
+            // SAFETY: the pieces are readable and unwritten by contract; the extent holds the payload.
+            let sum = unsafe { gather_summed(CopyMode::Auto, op.local, extent) };
+            extent.publish_trailer(&op.seal(sum));
+            Ok(())
+        };
+        ops.iter().map(one).collect()
     }
 
     fn is_open(&self) -> bool {
@@ -118,8 +147,4 @@ fn capabilities(protocol: Protocol, region_bytes: u64) -> Capabilities {
         copies_on_caller: true,
         connections: 0,
     }
-}
-
-fn check_deadline(deadline: Instant) -> Result<(), TransportError> {
-    if Instant::now() >= deadline { Err(TransportError::Timeout) } else { Ok(()) }
 }

@@ -1,6 +1,6 @@
 //! One object's move, and the checks every road makes before it.
 
-use memcache_memory::{OutOfBounds, RawRegion};
+use memcache_memory::{Checksum, OutOfBounds, RawRegion, Trailer};
 use memcache_types::limits::{EXTENT_ALIGN, TRAILER_BYTES, TRAILER_LEN};
 use memcache_types::{Extent, ScatterList};
 
@@ -28,6 +28,29 @@ pub struct WriteOp<'a> {
     pub local: &'a ScatterList,
     /// What stands at the end of the extent once all of the payload is there.
     pub trailer: &'a [u8; TRAILER_LEN],
+}
+
+/// Writes local pieces to an extent, and a trailer that carries their checksum.
+#[derive(Clone, Copy, Debug)]
+pub struct SummedWriteOp<'a> {
+    /// Where the object goes.
+    pub extent: Extent,
+    /// Where the payload comes from: exactly as many bytes as the trailer says.
+    pub local: &'a ScatterList,
+    /// What stands at the end of the extent, with the checksum put in place of its own.
+    pub trailer: &'a Trailer,
+}
+
+impl<'a> SummedWriteOp<'a> {
+    /// The trailer with this CRC-32C.
+    pub(crate) fn seal(&self, crc32c: u32) -> [u8; TRAILER_LEN] {
+        Trailer { checksum: Checksum::Crc32c(crc32c), ..*self.trailer }.encode()
+    }
+
+    /// The same write with a trailer that is already made.
+    pub(crate) fn with_trailer(&self, trailer: &'a [u8; TRAILER_LEN]) -> WriteOp<'a> {
+        WriteOp { extent: self.extent, payload_bytes: self.trailer.payload_bytes, local: self.local, trailer }
+    }
 }
 
 impl ReadOp<'_> {

@@ -6,6 +6,7 @@
 
 mod heat;
 mod kernel;
+mod summed;
 
 use std::ptr;
 
@@ -14,6 +15,7 @@ use memcache_types::{Piece, ScatterList};
 use crate::region::RawRegion;
 
 pub use kernel::Kernel;
+pub use summed::{gather_summed, scatter_summed};
 
 /// Copies below this many bytes stay in the caches whatever they are: they are over before it matters.
 const STREAM_BYTES_MIN: u64 = 256 << 10;
@@ -69,16 +71,8 @@ pub unsafe fn scatter(source: RawRegion<'_>, local: &ScatterList) {
 /// # Safety
 /// As [`gather`].
 pub unsafe fn gather_with(mode: CopyMode, local: &ScatterList, target: RawRegion<'_>) {
-    assert!(local.bytes() <= target.bytes(), "{} bytes do not fit in {}", local.bytes(), target.bytes());
-    let mut at = target.base().as_ptr();
-    let moves = local.pieces().iter().map(move |piece| {
-        let (start, bytes) = pointer(*piece);
-        let target = at;
-        at = at.wrapping_add(bytes);
-        Move { target, source: start.cast_const(), bytes }
-    });
-    // SAFETY: the pieces are readable by contract; the lengths add up to at most `target`'s, checked above.
-    unsafe { copy_all(mode, local.bytes(), moves) }
+    // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
+    unsafe { copy_all(mode, local.bytes(), gather_moves(local, target)) }
 }
 
 /// [`scatter`] in a chosen way.
@@ -86,16 +80,32 @@ pub unsafe fn gather_with(mode: CopyMode, local: &ScatterList, target: RawRegion
 /// # Safety
 /// As [`scatter`].
 pub unsafe fn scatter_with(mode: CopyMode, source: RawRegion<'_>, local: &ScatterList) {
+    // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
+    unsafe { copy_all(mode, local.bytes(), scatter_moves(source, local)) }
+}
+
+/// The copies that gather `local`. Panics if `target` is shorter.
+fn gather_moves(local: &ScatterList, target: RawRegion<'_>) -> impl ExactSizeIterator<Item = Move> + Clone {
+    assert!(local.bytes() <= target.bytes(), "{} bytes do not fit in {}", local.bytes(), target.bytes());
+    let mut at = target.base().as_ptr();
+    local.pieces().iter().map(move |piece| {
+        let (start, bytes) = pointer(*piece);
+        let target = at;
+        at = at.wrapping_add(bytes);
+        Move { target, source: start.cast_const(), bytes }
+    })
+}
+
+/// The copies that scatter to `local`. Panics if `source` is shorter.
+fn scatter_moves(source: RawRegion<'_>, local: &ScatterList) -> impl ExactSizeIterator<Item = Move> + Clone {
     assert!(local.bytes() <= source.bytes(), "{} bytes are not in {}", local.bytes(), source.bytes());
     let mut at = source.base().as_ptr().cast_const();
-    let moves = local.pieces().iter().map(move |piece| {
+    local.pieces().iter().map(move |piece| {
         let (target, bytes) = pointer(*piece);
         let source = at;
         at = at.wrapping_add(bytes);
         Move { target, source, bytes }
-    });
-    // SAFETY: the pieces are writable by contract; the lengths add up to at most `source`'s, checked above.
-    unsafe { copy_all(mode, local.bytes(), moves) }
+    })
 }
 
 /// One contiguous copy.
@@ -106,39 +116,56 @@ struct Move {
     bytes: usize,
 }
 
+/// The kernel for these copies; `None` is memcpy.
+///
 /// # Safety
-/// Each target is writable, each source readable, and neither overlaps the other.
-unsafe fn copy_all(mode: CopyMode, total: u64, moves: impl ExactSizeIterator<Item = Move> + Clone) {
-    let kernel = match mode {
+/// All sources and targets are readable.
+unsafe fn kernel_for(mode: CopyMode, total: u64, moves: impl ExactSizeIterator<Item = Move> + Clone) -> Option<Kernel> {
+    match mode {
         CopyMode::Plain => None,
         CopyMode::Streaming(kernel) => kernel.is_available().then_some(kernel),
         CopyMode::Auto => {
             let is_large = total >= STREAM_BYTES_MIN && total / moves.len().max(1) as u64 >= STREAM_PIECE_MIN;
-            // SAFETY: sources and targets can be read, by this function's contract.
-            Kernel::best().filter(|_| is_large && !unsafe { heat::is_hot(total, moves.clone()) })
-        }
-    };
-    let Some(kernel) = kernel else {
-        for one in moves {
             // SAFETY: by this function's contract.
-            unsafe { ptr::copy_nonoverlapping(one.source, one.target, one.bytes) }
+            Kernel::best().filter(|_| is_large && !unsafe { heat::is_hot(total, moves) })
         }
-        return;
-    };
-    for one in moves {
-        // SAFETY: by this function's contract; the processor has been asked for the instructions.
-        unsafe { kernel.copy(one.target, one.source, one.bytes) }
     }
-    kernel::drain();
+}
+
+/// # Safety
+/// Each target is writable, each source readable, and neither overlaps the other.
+unsafe fn copy_all(mode: CopyMode, total: u64, moves: impl ExactSizeIterator<Item = Move> + Clone) {
+    // SAFETY: sources and targets can be read, by this function's contract.
+    let kernel = unsafe { kernel_for(mode, total, moves.clone()) };
+    for one in moves {
+        // SAFETY: by this function's contract.
+        unsafe { copy_one(kernel, one) }
+    }
+    if kernel.is_some() {
+        kernel::drain();
+    }
+}
+
+/// # Safety
+/// The target is writable, the source readable, they do not overlap, and the processor has the kernel.
+unsafe fn copy_one(kernel: Option<Kernel>, one: Move) {
+    match kernel {
+        // SAFETY: by this function's contract.
+        Some(kernel) => unsafe { kernel.copy(one.target, one.source, one.bytes) },
+        // SAFETY: by this function's contract.
+        None => unsafe { ptr::copy_nonoverlapping(one.source, one.target, one.bytes) },
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
     use std::ptr::NonNull;
 
     use proptest::prelude::*;
 
     use super::*;
+    use crate::checksum::checksum_bytes;
 
     const BYTES: usize = 100_000;
 
@@ -149,6 +176,11 @@ mod tests {
 
     fn bytes(seed: u8) -> Vec<u8> {
         (0..BYTES).map(|at| at.wrapping_mul(0x9e37_79b9).to_le_bytes()[2] ^ seed).collect()
+    }
+
+    fn list_of(base: *mut u8, parts: &[Range<usize>]) -> ScatterList {
+        let address = |part: &Range<usize>| base.wrapping_add(part.start).expose_provenance() as u64;
+        parts.iter().map(|part| Piece { address: address(part), bytes: part.len() as u64 }).collect()
     }
 
     fn view(bytes: &mut [u8]) -> RawRegion<'_> {
@@ -168,15 +200,14 @@ mod tests {
             for mode in modes() {
                 let (mut local, mut region) = (bytes(1), bytes(2));
                 let base = local.as_mut_ptr();
-                let mut list = ScatterList::new();
                 let (mut at, mut parts) = (0, Vec::new());
                 for (gap, length) in &cuts {
                     let length = (*length).min(BYTES - 200 - (at + gap).min(BYTES - 200));
                     let start = (at + gap).min(BYTES - 200);
-                    list.push(base.wrapping_add(start).expose_provenance() as u64, length as u64);
                     parts.push(start..start + length);
                     at = start + length;
                 }
+                let list = list_of(base, &parts);
                 let object: Vec<u8> = parts.iter().flat_map(|part| local[part.clone()].to_vec()).collect();
                 let end = offset + object.len();
                 let mut expected = region.clone();
@@ -185,11 +216,16 @@ mod tests {
                 // SAFETY: two buffers of their own, alive and otherwise untouched.
                 unsafe { gather_with(mode, &list, target) };
                 prop_assert!(region == expected, "gather with {mode:?}");
+                let target = view(&mut region).sub(offset as u64, object.len() as u64).unwrap();
+                target.write_from(&vec![0; object.len()]);
+                // SAFETY: as above.
+                let sum = unsafe { gather_summed(mode, &list, target) };
+                prop_assert!(region == expected && sum == checksum_bytes(&object), "summed gather with {mode:?}");
 
                 let mut region = bytes(3);
                 let mut expected = local.clone();
                 let mut from = offset;
-                for part in parts {
+                for part in parts.clone() {
                     let length = part.len();
                     expected[part].copy_from_slice(&region[from..from + length]);
                     from += length;
@@ -198,6 +234,13 @@ mod tests {
                 // SAFETY: as above.
                 unsafe { scatter_with(mode, source, &list) };
                 prop_assert!(local == expected, "scatter with {mode:?}");
+                local = bytes(1);
+                let base = local.as_mut_ptr();
+                let list = list_of(base, &parts);
+                // SAFETY: as above.
+                let sum = unsafe { scatter_summed(mode, source, &list) };
+                prop_assert!(local == expected, "summed scatter with {mode:?}");
+                prop_assert_eq!(sum, checksum_bytes(&region[offset..end]));
             }
         }
     }

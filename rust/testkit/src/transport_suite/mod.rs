@@ -29,8 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// A rule, and the check of it.
 type Case = (&'static str, fn(&dyn Link));
 
-const CASES: [Case; 8] = [
+const CASES: [Case; 9] = [
     ("what was written is read, from and to any pieces", moves::any_pieces),
+    ("checksums are those of the bytes that moved", moves::summed),
     ("a batch is many single operations", moves::batches),
     ("the trailer stands at the end of the extent and is replaced", moves::trailers),
     ("random operations agree with a model", moves::against_a_model),

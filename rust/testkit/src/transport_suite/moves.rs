@@ -1,7 +1,7 @@
 //! Bytes arrive where they should, and nowhere else.
 
-use memcache_memory::Trailer;
-use memcache_transport::{Link, ReadOp, WriteOp};
+use memcache_memory::{Checksum, Trailer, checksum_bytes};
+use memcache_transport::{Link, ReadOp, SummedWriteOp, WriteOp};
 use memcache_types::ScatterList;
 
 use super::{REGION_BYTES_MIN, expect_object, extent, extent_of, read, soon, trailer, write};
@@ -40,6 +40,31 @@ pub(super) fn any_pieces(link: &dyn Link) {
         let mut to = Arena::cut(bytes, pieces, &mut rng);
         let found = read(link, place, &mut to).expect("read");
         assert_eq!(Trailer::decode(&found), Some(trailer(generation, bytes)), "{bytes} bytes in {pieces} pieces");
+        assert!(to.object() == object, "{bytes} bytes in {pieces} pieces came back otherwise");
+        to.check_guards();
+    }
+}
+
+/// The same with checksums: the sum of what was copied comes back, and stands in the trailer.
+pub(super) fn summed(link: &dyn Link) {
+    let mut rng = Rng::new(7);
+    for (generation, (bytes, pieces)) in (1..).zip(SHAPES) {
+        let object = pattern(generation + 100, bytes);
+        let (place, sum) = (extent(rng.below(1000) * 64, bytes), checksum_bytes(&object));
+        let mut from = Arena::cut(bytes, pieces, &mut rng);
+        from.fill(&object);
+        let (local, plain) = (from.list(), trailer(generation, bytes));
+        let op = SummedWriteOp { extent: place, local: &local, trailer: &plain };
+        // SAFETY: the arena lives and is not touched during the call.
+        assert_eq!(unsafe { link.write_summed(&[op], soon()) }, [Ok(())]);
+        let end = Trailer { checksum: Checksum::Crc32c(sum), ..plain };
+        expect_object(link, place, &object, &end);
+
+        let mut to = Arena::cut(bytes, pieces, &mut rng);
+        let local = to.list();
+        let op = ReadOp { extent: place, payload_bytes: bytes as u64, local: &local };
+        // SAFETY: as above.
+        assert_eq!(unsafe { link.read_summed(&[op], soon()) }, [Ok((end.encode(), sum))], "{bytes} bytes");
         assert!(to.object() == object, "{bytes} bytes in {pieces} pieces came back otherwise");
         to.check_guards();
     }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use memcache_memory::Trailer;
-use memcache_transport::{Link, ReadOp, TransportError, WriteOp};
+use memcache_transport::{Link, ReadOp, SummedWriteOp, TransportError, WriteOp};
 use memcache_types::{Extent, ScatterList};
 
 use super::{expect_object, extent, extent_of, soon, trailer, write};
@@ -55,6 +55,12 @@ pub(super) fn senseless_operations(link: &dyn Link) {
         // SAFETY: as above.
         let results = unsafe { link.read(&[read], soon()) };
         assert!(matches!(results[..], [Err(TransportError::InvalidOp { .. })]), "a read that {what}: {results:?}");
+        let promised = Trailer { payload_bytes, ..trailer(11, BYTES) };
+        let write = SummedWriteOp { extent, local: &local, trailer: &promised };
+        // SAFETY: as above.
+        let (written, found) = unsafe { (link.write_summed(&[write], soon()), link.read_summed(&[read], soon())) };
+        assert!(matches!(written[..], [Err(TransportError::InvalidOp { .. })]), "a write that {what}: {written:?}");
+        assert!(matches!(found[..], [Err(TransportError::InvalidOp { .. })]), "a read that {what}: {found:?}");
     }
     assert!(arena.object() == pattern(11, BYTES), "a refused read changed its target");
     expect_object(link, place, &object, &end);
@@ -111,5 +117,10 @@ pub(super) fn past_deadline(link: &dyn Link) {
     let (written, found) = unsafe { (link.write(&[write, write], past), link.read(&[read, read], past)) };
     assert_eq!(written, vec![Err(TransportError::Timeout); 2]);
     assert_eq!(found, vec![Err(TransportError::Timeout); 2]);
+    let sealed = trailer(31, BYTES);
+    let write = SummedWriteOp { extent: place, local: &local, trailer: &sealed };
+    // SAFETY: as above.
+    let (written, found) = unsafe { (link.write_summed(&[write], past), link.read_summed(&[read], past)) };
+    assert_eq!((&written[..], &found[..]), (&[Err(TransportError::Timeout)][..], &[Err(TransportError::Timeout)][..]));
     expect_object(link, place, &object, &end);
 }
