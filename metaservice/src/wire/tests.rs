@@ -68,7 +68,7 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
 
 /// How many elements the arrays of a reply have beside its outcomes, and how many outcomes call for one.
 fn arrays(body: &reply::Body) -> Option<(usize, Vec<usize>)> {
-    let first = |outcomes: &[u8]| outcomes.iter().filter(|outcome| **outcome == 1).count();
+    let first = |outcomes: &[u8]| outcomes.iter().map(|outcome| usize::from(*outcome == 1)).sum();
     match body {
         reply::Body::Reserve(found) => {
             let lengths = [&found.reservations, &found.segments, &found.offsets, &found.generations];
