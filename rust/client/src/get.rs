@@ -5,11 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{Checksum, Trailer, checksum_pieces};
+use memcache_memory::{Checksum, Trailer};
 use memcache_proto::pack::{WireError, expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb;
 use memcache_transport::TransportError;
-use memcache_types::limits::TRAILER_LEN;
 use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, KeyBatch, KeyDigest, SegmentId, extent_bytes};
 
 use crate::book::{Book, BookError};
@@ -17,8 +16,8 @@ use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::{InvalidCall, StoreError};
 use crate::stats::add;
-use crate::store::{Checksums, Inner, check_call};
-use crate::transfer::{Group, Move, read};
+use crate::store::{Inner, check_call};
+use crate::transfer::{Found, Group, Move};
 
 /// Where the objects of a batch are, held in place by a lease until this is dropped or its time is up.
 pub struct Located {
@@ -105,13 +104,12 @@ impl Inner {
         }
         let started = Instant::now();
         let mut statuses = vec![GetStatus::Miss; keys.len()];
-        let groups = self.plan_reads(located, targets, &mut statuses, deadline);
-        let deadline = deadline.min(located.valid_until);
-        let moved = read(&self.workers, &self.stats, groups, targets, deadline);
+        let groups = self.plan_reads(located, keys, targets, &mut statuses, deadline);
+        let moved = self.transfer(targets, deadline.min(located.valid_until)).read(groups);
         let in_time = Instant::now() < located.valid_until;
         for (index, protocol, outcome) in moved {
             statuses[index] = match (outcome, located.places[index]) {
-                (Ok(trailer), Some(place)) if in_time => self.verify(&trailer, &place, keys.get(index), targets, index),
+                (Ok(found), Some(place)) if in_time => verify(&found, &place, keys.get(index)),
                 (Ok(_), _) => GetStatus::Miss, // outlived its lease
                 (Err(error), _) => {
                     tracing::debug!(%error, %protocol, "a get could not read");
@@ -126,6 +124,7 @@ impl Inner {
     fn plan_reads(
         &self,
         located: &Located,
+        keys: &KeyBatch,
         targets: &Buffers,
         statuses: &mut [GetStatus],
         deadline: Instant,
@@ -144,8 +143,7 @@ impl Inner {
                     let group = groups
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
-                    let payload_bytes = place.payload_bytes;
-                    group.moves.push(Move { index, extent: place.extent, payload_bytes, trailer: [0; TRAILER_LEN] });
+                    group.moves.push(Move { index, extent: place.extent, trailer: place.trailer(keys.get(index)) });
                 }
                 Some(Err(LinkError::Book(error))) => statuses[index] = get_failure(error),
                 Some(Err(LinkError::Transport(error))) => statuses[index] = read_failure(error),
@@ -153,36 +151,6 @@ impl Inner {
             }
         }
         groups.into_values().collect()
-    }
-
-    fn verify(
-        &self,
-        trailer: &[u8; TRAILER_LEN],
-        place: &Place,
-        key: &[u8],
-        targets: &Buffers,
-        index: usize,
-    ) -> GetStatus {
-        let Some(found) = Trailer::decode(trailer) else {
-            return GetStatus::Miss; // being overwritten
-        };
-        if found.generation != place.generation {
-            return GetStatus::Miss; // another object by now
-        }
-        let described = found.digest == KeyDigest::of(key) && found.payload_bytes == place.payload_bytes;
-        let sound = match found.checksum {
-            Checksum::Crc32c(want) if self.checksums == Checksums::Always => {
-                // SAFETY: the pieces are readable while the owner of the targets lives, and the caller holds it.
-                want == unsafe { checksum_pieces(targets.list(index)) }
-            }
-            Checksum::Crc32c(_) | Checksum::None => true,
-        };
-        if described && sound {
-            return GetStatus::Hit;
-        }
-        tracing::warn!(segment = %place.extent.segment(), offset = place.extent.offset(), described, sound,
-            "an object does not match its trailer; treated as a miss");
-        GetStatus::Corrupt
     }
 
     fn count_get(&self, targets: &Buffers, statuses: &[GetStatus], started: Instant) {
@@ -199,6 +167,39 @@ impl Inner {
             }
         }
         add(&stats.get_ns, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+    }
+}
+
+/// Whether what was read is what the book named: the trailer in every part, the payload by its sum where there is one.
+fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetStatus {
+    let Some(found) = Trailer::decode(trailer) else {
+        return GetStatus::Miss; // being overwritten
+    };
+    if found.generation != place.generation {
+        return GetStatus::Miss; // another object by now
+    }
+    let sound = match (found.checksum, sum) {
+        (Checksum::Crc32c(want), Some(sum)) => want == *sum,
+        (Checksum::None, _) | (_, None) => true,
+    };
+    let described = Trailer { checksum: Checksum::None, ..found } == place.trailer(key);
+    if described && sound {
+        return GetStatus::Hit;
+    }
+    tracing::warn!(segment = %place.extent.segment(), offset = place.extent.offset(), described, sound,
+        "an object does not match its trailer; treated as a miss");
+    GetStatus::Corrupt
+}
+
+impl Place {
+    /// The trailer that must stand there, its checksum aside.
+    fn trailer(&self, key: &[u8]) -> Trailer {
+        Trailer {
+            digest: KeyDigest::of(key),
+            generation: self.generation,
+            payload_bytes: self.payload_bytes,
+            checksum: Checksum::None,
+        }
     }
 }
 

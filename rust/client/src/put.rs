@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{Checksum, Trailer, checksum_pieces};
+use memcache_memory::{Checksum, Trailer};
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb;
 use memcache_transport::{Protocol, TransportError};
@@ -17,8 +17,8 @@ use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::StoreError;
 use crate::stats::add;
-use crate::store::{Checksums, Inner, check_call};
-use crate::transfer::{Group, Move, write};
+use crate::store::{Inner, check_call};
+use crate::transfer::{Group, Move};
 
 /// Space granted for one key.
 struct Ticket {
@@ -98,7 +98,7 @@ impl Inner {
         for ticket in &tickets {
             match links.get_mut(&ticket.extent.segment()) {
                 Some(Ok(link)) => {
-                    let one = self.write_of(ticket, keys, sources);
+                    let one = write_of(ticket, keys, sources);
                     let group = groups
                         .entry(ticket.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
@@ -115,8 +115,8 @@ impl Inner {
         let by_index: HashMap<usize, ReservationId> =
             tickets.iter().map(|ticket| (ticket.index, ticket.reservation)).collect();
         let mut sealable: Vec<(usize, u64)> = Vec::with_capacity(tickets.len());
-        for (index, protocol, outcome) in write(&self.workers, &self.stats, groups, sources, deadline.min(write_until))
-        {
+        let transfer = self.transfer(sources, deadline.min(write_until));
+        for (index, protocol, outcome) in transfer.write(groups) {
             match outcome {
                 Ok(()) => sealable.push((index, by_index[&index].get())),
                 Err(error) => {
@@ -131,23 +131,6 @@ impl Inner {
         self.abort(abandoned);
         self.seal(&sealable, &mut statuses, deadline)?;
         Ok(statuses)
-    }
-
-    fn write_of(&self, ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
-        let list = sources.list(ticket.index);
-        let checksum = match self.checksums {
-            // SAFETY: `Buffers` was made under the promise that its pieces may be read while its owner lives, and the
-            // caller holds it.
-            Checksums::Always => Checksum::Crc32c(unsafe { checksum_pieces(list) }),
-            Checksums::Off => Checksum::None,
-        };
-        let trailer = Trailer {
-            digest: KeyDigest::of(keys.get(ticket.index)),
-            generation: ticket.generation,
-            payload_bytes: list.bytes(),
-            checksum,
-        };
-        Move { index: ticket.index, extent: ticket.extent, payload_bytes: list.bytes(), trailer: trailer.encode() }
     }
 
     fn seal(&self, sealable: &[(usize, u64)], statuses: &mut [PutStatus], deadline: Instant) -> Result<(), StoreError> {
@@ -200,6 +183,17 @@ impl Inner {
         }
         add(&stats.put_ns, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
     }
+}
+
+/// The write that fills what was granted; the checksum comes with the copy.
+fn write_of(ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
+    let trailer = Trailer {
+        digest: KeyDigest::of(keys.get(ticket.index)),
+        generation: ticket.generation,
+        payload_bytes: sources.list(ticket.index).bytes(),
+        checksum: Checksum::None,
+    };
+    Move { index: ticket.index, extent: ticket.extent, trailer }
 }
 
 /// Reads the packed reply into tickets and statuses.

@@ -20,6 +20,7 @@ use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, LocalService};
 use crate::lookup::Shared;
 use crate::stats::{Stats, StatsSnapshot};
+use crate::transfer::Transfer;
 
 /// Whole calls that may wait for a thread; more are refused as unavailable.
 const JOBS_MAX: usize = 4096;
@@ -277,6 +278,12 @@ impl Inner {
     /// The node to place objects on, as the wire has it: 0 for none.
     pub(crate) fn near(&self) -> u64 {
         self.local.as_ref().map_or(0, |local| local.node().get())
+    }
+
+    /// A transfer to or from these buffers, checksums as configured.
+    pub(crate) fn transfer<'a>(&'a self, buffers: &'a Buffers, deadline: Instant) -> Transfer<'a> {
+        let summed = self.checksums == Checksums::Always;
+        Transfer { workers: &self.workers, stats: &self.stats, buffers, summed, deadline }
     }
 
     fn shut_down(&self, deadline: Instant) -> bool {

@@ -3,7 +3,8 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use memcache_transport::{Link, Protocol, ReadOp, TransportError, WriteOp};
+use memcache_memory::Trailer;
+use memcache_transport::{Link, Protocol, ReadOp, SummedWriteOp, TransportError, WriteOp};
 use memcache_types::Extent;
 use memcache_types::limits::TRAILER_LEN;
 use parking_lot::Mutex;
@@ -19,9 +20,8 @@ const SPLIT_BYTES_MIN: u64 = 512 << 10;
 pub(crate) struct Move {
     pub(crate) index: usize,
     pub(crate) extent: Extent,
-    pub(crate) payload_bytes: u64,
-    /// What a write puts at the end of the extent; ignored by a read.
-    pub(crate) trailer: [u8; TRAILER_LEN],
+    /// What a write puts at the end of the extent, its checksum aside; what a read expects there.
+    pub(crate) trailer: Trailer,
 }
 
 /// All objects of a batch that go over one link.
@@ -30,59 +30,87 @@ pub(crate) struct Group {
     pub(crate) moves: Vec<Move>,
 }
 
-/// Result of one object: the trailer found by a read, or nothing for a write, and how it went there.
+/// Result of one object and how it went there.
 pub(crate) type Moved<T> = (usize, Protocol, Result<T, TransportError>);
 
-/// Reads every object into its buffer and returns the trailers found behind them.
-pub(crate) fn read(
-    workers: &Workers,
-    stats: &Stats,
-    groups: Vec<Group>,
-    buffers: &Buffers,
-    deadline: Instant,
-) -> Vec<Moved<[u8; TRAILER_LEN]>> {
-    run(workers, stats, groups, buffers, move |link, moves, buffers| {
-        let ops: Vec<ReadOp<'_>> = moves
-            .iter()
-            .map(|one| ReadOp { extent: one.extent, payload_bytes: one.payload_bytes, local: buffers.list(one.index) })
-            .collect();
-        // SAFETY: `Buffers` was made under the promise that its pieces may be written until the transfer ends, and the
-        // task holds its owner until then.
-        unsafe { link.read(&ops, deadline) }
-    })
+/// What a read found: the trailer behind the payload, and the payload's CRC-32C if sums were asked for.
+pub(crate) type Found = ([u8; TRAILER_LEN], Option<u32>);
+
+/// Moves the objects of one call. With `summed`, checksums are made in the copy pass where the link copies itself.
+pub(crate) struct Transfer<'a> {
+    pub(crate) workers: &'a Workers,
+    pub(crate) stats: &'a Stats,
+    pub(crate) buffers: &'a Buffers,
+    pub(crate) summed: bool,
+    pub(crate) deadline: Instant,
 }
 
-/// Writes every object from its buffer, trailer last.
-pub(crate) fn write(
-    workers: &Workers,
-    stats: &Stats,
-    groups: Vec<Group>,
-    buffers: &Buffers,
-    deadline: Instant,
-) -> Vec<Moved<()>> {
-    run(workers, stats, groups, buffers, move |link, moves, buffers| {
-        let ops: Vec<WriteOp<'_>> = moves
-            .iter()
-            .map(|one| WriteOp {
-                extent: one.extent,
-                payload_bytes: one.payload_bytes,
-                local: buffers.list(one.index),
-                trailer: &one.trailer,
-            })
-            .collect();
-        // SAFETY: `Buffers` was made under the promise that its pieces may be read until the transfer ends, and the
-        // task holds its owner until then.
-        unsafe { link.write(&ops, deadline) }
-    })
+impl Transfer<'_> {
+    /// Reads every object into its buffer.
+    pub(crate) fn read(&self, groups: Vec<Group>) -> Vec<Moved<Found>> {
+        let (summed, deadline) = (self.summed, self.deadline);
+        run(self, groups, move |link, moves, buffers| {
+            let ops: Vec<ReadOp<'_>> = moves
+                .iter()
+                .map(|one| ReadOp {
+                    extent: one.extent,
+                    payload_bytes: one.trailer.payload_bytes,
+                    local: buffers.list(one.index),
+                })
+                .collect();
+            if summed {
+                // SAFETY: `Buffers` was made under the promise that its pieces may be written until the transfer ends,
+                // and the task holds its owner until then.
+                let found = unsafe { link.read_summed(&ops, deadline) };
+                found.into_iter().map(|one| one.map(|(trailer, sum)| (trailer, Some(sum)))).collect()
+            } else {
+                // SAFETY: as above.
+                let found = unsafe { link.read(&ops, deadline) };
+                found.into_iter().map(|one| one.map(|trailer| (trailer, None))).collect()
+            }
+        })
+    }
+
+    /// Writes every object from its buffer, trailer last.
+    pub(crate) fn write(&self, groups: Vec<Group>) -> Vec<Moved<()>> {
+        let (summed, deadline) = (self.summed, self.deadline);
+        run(self, groups, move |link, moves, buffers| {
+            if summed {
+                let ops: Vec<SummedWriteOp<'_>> = moves
+                    .iter()
+                    .map(|one| SummedWriteOp {
+                        extent: one.extent,
+                        local: buffers.list(one.index),
+                        trailer: &one.trailer,
+                    })
+                    .collect();
+                // SAFETY: `Buffers` was made under the promise that its pieces may be read until the transfer ends, and
+                // the task holds its owner until then.
+                return unsafe { link.write_summed(&ops, deadline) };
+            }
+            let trailers: Vec<[u8; TRAILER_LEN]> = moves.iter().map(|one| one.trailer.encode()).collect();
+            let ops: Vec<WriteOp<'_>> = moves
+                .iter()
+                .zip(&trailers)
+                .map(|(one, trailer)| WriteOp {
+                    extent: one.extent,
+                    payload_bytes: one.trailer.payload_bytes,
+                    local: buffers.list(one.index),
+                    trailer,
+                })
+                .collect();
+            // SAFETY: as above.
+            unsafe { link.write(&ops, deadline) }
+        })
+    }
 }
 
 fn run<T: Send + 'static>(
-    workers: &Workers,
-    stats: &Stats,
+    transfer: &Transfer<'_>,
     groups: Vec<Group>,
-    buffers: &Buffers,
     execute: impl Fn(&dyn Link, &[Move], &Buffers) -> Vec<Result<T, TransportError>> + Send + Sync + 'static,
 ) -> Vec<Moved<T>> {
+    let Transfer { workers, stats, buffers, .. } = transfer;
     let execute = Arc::new(execute);
     let results: Arc<Mutex<Vec<Moved<T>>>> = Arc::default();
     let mut tasks: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
@@ -92,9 +120,9 @@ fn run<T: Send + 'static>(
             Protocol::HostShm => &stats.host_shm_bytes,
             Protocol::HostTcp => &stats.host_tcp_bytes,
         };
-        add(counter, group.moves.iter().map(|one| one.payload_bytes).sum());
+        add(counter, group.moves.iter().map(|one| one.trailer.payload_bytes).sum());
         for (link, moves) in split(group, workers.threads()) {
-            let (execute, results, buffers) = (Arc::clone(&execute), Arc::clone(&results), buffers.clone());
+            let (execute, results, buffers) = (Arc::clone(&execute), Arc::clone(&results), (*buffers).clone());
             tasks.push(Box::new(move || {
                 let outcomes = execute(&*link, &moves, &buffers);
                 let protocol = link.protocol();
@@ -109,7 +137,7 @@ fn run<T: Send + 'static>(
 /// Cuts a group into shares of about equal bytes where the calling thread does the copying. A TCP link keeps all
 /// its connections busy from one thread and is left whole.
 fn split(group: Group, threads: usize) -> Vec<(Arc<dyn Link>, Vec<Move>)> {
-    let total: u64 = group.moves.iter().map(|one| one.payload_bytes).sum();
+    let total: u64 = group.moves.iter().map(|one| one.trailer.payload_bytes).sum();
     let copies_itself = matches!(group.link.protocol(), Protocol::Local | Protocol::HostShm);
     if !copies_itself || threads < 2 || total < SPLIT_BYTES_MIN || group.moves.len() < 2 {
         return vec![(group.link, group.moves)];
@@ -122,7 +150,7 @@ fn split(group: Group, threads: usize) -> Vec<(Arc<dyn Link>, Vec<Move>)> {
             shares.push((Arc::clone(&group.link), Vec::new()));
             filled = 0;
         }
-        filled += one.payload_bytes;
+        filled += one.trailer.payload_bytes;
         if let Some((_, moves)) = shares.last_mut() {
             moves.push(one);
         }
