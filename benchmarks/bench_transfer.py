@@ -19,9 +19,10 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import memcache
 import numpy as np
 import numpy.typing as npt
+
+import memcache
 
 KIB = 1 << 10
 BLOCKS = 64

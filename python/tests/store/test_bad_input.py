@@ -132,6 +132,24 @@ def _use_after_fork(store: memcache.Store, outcome: multiprocessing.SimpleQueue[
     os._exit(0)
 
 
+def _stop_after_fork(meta: memcache.MetaService, store: memcache.Store) -> None:
+    meta.stop()
+    store.close()
+    os._exit(0)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
+def test_a_forked_child_that_cleans_up_leaves_the_parent_alone(
+    meta: memcache.MetaService, store: memcache.Store
+) -> None:
+    child = multiprocessing.get_context("fork").Process(target=_stop_after_fork, args=(meta, store))
+    child.start()
+    child.join(20)
+    assert child.exitcode == 0
+    assert store.put("k", b"v") is memcache.PutStatus.STORED
+    assert store.get("k") == b"v"
+
+
 @pytest.mark.filterwarnings("ignore:.*multi-threaded.*fork.*:DeprecationWarning")
 def test_use_after_fork_is_refused(store: memcache.Store) -> None:
     context = multiprocessing.get_context("fork")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import memcache
 import pytest
+
+import memcache
 from memcache import GetStatus, PutStatus
 
 torch = pytest.importorskip("torch", reason="torch is not installed: `make setup` installs it")

@@ -42,7 +42,7 @@ pub use error::MemoryError;
 pub use mapping::Mapping;
 pub use region::{OutOfBounds, RawRegion};
 pub use segment::{Segment, SegmentOptions};
-pub use trailer::{Checksum, Trailer, extent_bytes};
+pub use trailer::{Checksum, Trailer};
 
 #[cfg(not(all(target_os = "linux", target_pointer_width = "64")))]
 compile_error!("segments need Linux (memfd, seals) and 64-bit addresses");

@@ -1,6 +1,6 @@
 //! What stands at the end of every extent: whose bytes these are, which writing, how many.
 
-use memcache_types::limits::{EXTENT_ALIGN, TRAILER_BYTES, TRAILER_LEN};
+use memcache_types::limits::TRAILER_LEN;
 use memcache_types::{Generation, KeyDigest};
 
 use crate::checksum::checksum_bytes;
@@ -9,16 +9,6 @@ const MAGIC: [u8; 4] = *b"MCTR";
 const VERSION: u16 = 1;
 const CHECKSUM_NONE: u8 = 0;
 const CHECKSUM_CRC32C: u8 = 1;
-
-/// Length in bytes of the extent that holds a payload of `payload_bytes` bytes and its trailer.
-///
-/// A multiple of [`EXTENT_ALIGN`]. Saturates instead of overflowing: no segment is that long.
-pub const fn extent_bytes(payload_bytes: u64) -> u64 {
-    match payload_bytes.checked_next_multiple_of(EXTENT_ALIGN) {
-        Some(rounded) => rounded.saturating_add(TRAILER_BYTES),
-        None => u64::MAX,
-    }
-}
 
 /// A checksum of a payload, if its writer made one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,13 +116,6 @@ mod tests {
                 checksum,
             },
         )
-    }
-
-    #[test]
-    fn an_extent_is_payload_rounded_up_and_a_trailer() {
-        for (payload, extent) in [(0, 64), (1, 128), (63, 128), (64, 128), (65, 192), (u64::MAX, u64::MAX)] {
-            assert_eq!(extent_bytes(payload), extent, "{payload}");
-        }
     }
 
     #[test]

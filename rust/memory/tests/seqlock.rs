@@ -6,10 +6,8 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
-use memcache_memory::{
-    Checksum, CopyMode, Kernel, Segment, SegmentOptions, Trailer, extent_bytes, gather_with, scatter_with,
-};
-use memcache_types::{Generation, KeyDigest, ScatterList};
+use memcache_memory::{Checksum, CopyMode, Kernel, Segment, SegmentOptions, Trailer, gather_with, scatter_with};
+use memcache_types::{Generation, KeyDigest, ScatterList, extent_bytes};
 
 const BYTES: usize = 700_000;
 const ROUNDS: u64 = 1000;

@@ -14,11 +14,11 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{CopyMode, Segment, SegmentOptions, extent_bytes, gather_with, scatter_with};
+use memcache_memory::{CopyMode, Segment, SegmentOptions, gather_with, scatter_with};
 use memcache_transport::{
     Fabric, FabricOptions, Link, ProtocolChoice, ReadOp, RegionDescriptor, RegionServer, ServerOptions, WriteOp,
 };
-use memcache_types::{Extent, GlobalAddress, ScatterList, SegmentId};
+use memcache_types::{Extent, GlobalAddress, ScatterList, SegmentId, extent_bytes};
 
 const OWNER: &str = "owner";
 const POOL_BYTES: u64 = 640 << 20;

@@ -5,13 +5,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{Checksum, Segment, SegmentOptions, Trailer, extent_bytes};
+use memcache_memory::{Checksum, Segment, SegmentOptions, Trailer};
 use memcache_testkit::arena::Arena;
 use memcache_testkit::rng::{Rng, pattern};
 use memcache_transport::{
     Fabric, FabricOptions, Fault, FaultLink, Link, ReadOp, RegionServer, ServerOptions, TransportError, WriteOp,
 };
-use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId};
+use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId, extent_bytes};
 
 const BYTES: usize = 5000;
 

@@ -13,7 +13,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{Checksum, Segment, SegmentOptions, Trailer, extent_bytes};
+use memcache_memory::{Checksum, Segment, SegmentOptions, Trailer};
 use memcache_testkit::arena::Arena;
 use memcache_testkit::rng::{Rng, pattern};
 use memcache_testkit::transport_suite;
@@ -21,7 +21,7 @@ use memcache_transport::{
     Fabric, FabricOptions, Link, Protocol, ProtocolChoice, ReadOp, RegionDescriptor, RegionServer, ServerOptions,
     TransportError, WriteOp,
 };
-use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId};
+use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId, extent_bytes};
 
 const ROLE: &str = "MEMCACHE_TEST_OWNER_PROTOCOL";
 

@@ -13,10 +13,10 @@ mod torture;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_memory::{Checksum, Trailer, extent_bytes};
+use memcache_memory::{Checksum, Trailer};
 use memcache_transport::{Link, ReadOp, TransportError, WriteOp};
 use memcache_types::limits::TRAILER_LEN;
-use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId};
+use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, SegmentId, extent_bytes};
 
 use crate::arena::Arena;
 
