@@ -74,7 +74,7 @@ verify: setup ## the read-only gate: formats, lints, types, stubs, import direct
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --workspace --no-deps
-	cargo test --quiet -p memcache-testkit --test tidy
+	cargo test --quiet --workspace --test tidy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
