@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -149,6 +150,27 @@ def test_who_lends_how_much(
     overrides = store_overrides(config, "engine_dp1", worker, 1)
     assert overrides.get("lend_bytes") == lend
     assert overrides["pool_id"] == "engine"
+
+
+@pytest.mark.parametrize(
+    ("text", "lend"),
+    [
+        ("lend_bytes = 0\n", None),
+        ('[store]\nlend_bytes = "1GB"\n', None),
+        ("timeout_ms = 7\n", automatic_lend(1, 1 << 40)),
+    ],
+)
+def test_a_file_that_says_how_much_to_lend_is_heard(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, lend: int | None
+) -> None:
+    import memcache_connector.common.lend as module
+
+    monkeypatch.setattr(module, "available_memory", lambda: 1 << 40)
+    monkeypatch.delenv("MEMCACHE_LEND_BYTES", raising=False)
+    file = tmp_path / "store.toml"
+    file.write_text(text)
+    monkeypatch.setenv("MEMCACHE_CONFIG", str(file))
+    assert store_overrides(ConnectorConfig.parse({}), "engine", True, 1).get("lend_bytes") == lend
 
 
 def test_the_stores_settings_are_all_known() -> None:

@@ -164,7 +164,7 @@ def serve(processes: Processes, name: str, model: str, transfer: str, **environm
     processes.start(
         name,
         *("-m", "vllm.entrypoints.cli.main", "serve", model, "--host", "127.0.0.1", "--port", str(port)),
-        *("--dtype", "bfloat16", "--max-model-len", "1024", "--block-size", "32", "--enforce-eager"),
+        *("--dtype", "float32", "--max-model-len", "1024", "--block-size", "32", "--enforce-eager"),
         *("--max-num-seqs", "8", "--num-gpu-blocks-override", "256", "--distributed-executor-backend", "uni"),
         *("--kv-transfer-config", transfer),
         **environment,

@@ -55,13 +55,24 @@ def test_a_repeated_prompt_is_loaded_from_the_embedded_pool(
     one = engine(models["llama"], {})
     assert one.generate(FIRST) == expected[:1]
     assert one.cached == [0]
-    assert one.reset()
-    assert one.generate(FIRST, SECOND) == expected
-    assert one.cached == [SHARED, SHARED]
+    for prompt, tokens in zip((FIRST, SECOND), expected, strict=True):
+        assert one.reset()
+        assert one.generate(prompt) == [tokens]
+        assert one.cached == [SHARED]
     assert one.metric("external_prefix_cache_hits") == 2 * SHARED
     assert one.metric("memcache_saved_blocks") == BLOCKS
     assert one.metric("memcache_loaded_blocks") == 2 * BLOCKS
     assert one.metric("memcache_load_failures") == 0
+
+
+def test_prompts_of_one_batch_load_the_same_blocks(
+    engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
+) -> None:
+    one = engine(models["llama"], {})
+    assert one.generate(FIRST) == expected[:1]
+    assert one.reset()
+    assert one.generate(FIRST, SECOND, FIRST, SECOND) == expected * 2
+    assert one.cached == [SHARED] * 4
 
 
 def test_the_engines_own_prefix_cache_comes_first(
@@ -157,9 +168,10 @@ def test_other_families_of_attention(engine: MakeEngine, models: dict[str, Path]
     plain.close()
     one = engine(models[family], {}, **options)
     assert one.generate(FIRST, SECOND) == expected
-    assert one.reset()
-    assert one.generate(SECOND, FIRST) == expected[::-1]
-    assert one.cached == [SHARED, SHARED]
+    for prompt, tokens in zip((SECOND, FIRST), expected[::-1], strict=True):
+        assert one.reset()
+        assert one.generate(prompt) == [tokens]
+        assert one.cached == [SHARED]
     assert one.metric("external_prefix_cache_hits") == 2 * SHARED
     assert one.metric("memcache_load_failures") == 0
 
@@ -181,7 +193,7 @@ def test_a_hybrid_load_that_fails_is_recomputed(
 def test_a_small_pool_evicts_and_goes_on(
     engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
 ) -> None:
-    # A block has 32 KiB: 4 MiB hold less than 128 blocks, and eight prompts have 28 each.
+    # A block has 64 KiB: 4 MiB hold less than 64 blocks, and eight prompts have 28 each.
     one = engine(models["llama"], {"kv_connector_extra_config": {"lend_bytes": 4 << 20}})
     assert one.generate(FIRST) == expected[:1]
     for seed in range(8):
