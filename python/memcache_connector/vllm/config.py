@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 import re
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -141,11 +142,20 @@ def store_overrides(config: ConnectorConfig, engine_id: str, worker: bool, local
         overrides["lend_bytes"] = 0
     elif lend is not None and lend != AUTO:
         overrides["lend_bytes"] = lend
-    elif lend == AUTO or not _lend_configured(memcache.StoreConfig.load(**overrides)):
-        overrides["lend_bytes"] = automatic_lend(local_ranks)
+    else:
+        memcache.StoreConfig.load(**overrides)  # a bad file or variable is told before it is looked into
+        if lend == AUTO or not _lend_configured():
+            overrides["lend_bytes"] = automatic_lend(local_ranks)
     return overrides
 
 
-def _lend_configured(loaded: Any) -> bool:
-    # A loaded configuration holds the text it was given; without any, "0".
-    return str(loaded.lend_bytes) != "0" or "MEMCACHE_LEND_BYTES" in os.environ
+def _lend_configured() -> bool:
+    """Whether the environment or the configuration file says how much to lend; an explicit 0 counts."""
+    if "MEMCACHE_LEND_BYTES" in os.environ:
+        return True
+    path = os.environ.get("MEMCACHE_CONFIG")
+    if not path:
+        return False
+    with open(path, "rb") as file:
+        settings = tomllib.load(file)
+    return "lend_bytes" in settings or "lend_bytes" in settings.get("store", {})

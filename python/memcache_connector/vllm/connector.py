@@ -133,7 +133,7 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if not is_worker:
             self._announce(store)
         elif str(loaded.lend_bytes) != "0":
-            logger.info("MemCache: this rank lends %s bytes of host memory to the pool", loaded.lend_bytes)
+            logger.info("MemCache: this rank lends %s of host memory to the pool", loaded.lend_bytes)
         return store
 
     def _announce(self, store: Any) -> None:
