@@ -30,7 +30,7 @@ component! {
     data_port: u16 = 0, "0 to 65535", |_| true;
     /// Name of this node for humans. Empty: host name and process id.
     node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
-    /// Back the memory with huge pages. Fails at start when the system has not enough of them.
+    /// Back the memory with huge pages. Where the system has not enough of them: a warning, and normal pages.
     huge_pages: bool = false, "true or false", |_| true;
     /// Touch all memory at start, so that the first writes find it mapped.
     prefault: bool = true, "true or false", |_| true;

@@ -33,7 +33,7 @@ component! {
     timeout_ms: u64 = 5_000, "1 to 3600000", |ms| (1..=3_600_000).contains(ms);
     /// When payload checksums are made and verified. Generation and length are always compared.
     checksum: ChecksumPolicy = ChecksumPolicy::Always, "\"always\" or \"off\"", |_| true;
-    /// Back lent memory with huge pages. Fails at start when the system has not enough of them.
+    /// Back lent memory with huge pages. Where the system has not enough of them: a warning, and normal pages.
     huge_pages: bool = false, "true or false", |_| true;
     /// Threads that move bytes. 0: as many as cores, at most 4.
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
