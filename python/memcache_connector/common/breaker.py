@@ -39,9 +39,12 @@ class CircuitBreaker:
         self._probing = True
         return True
 
-    def success(self) -> None:
-        """The pool answered."""
+    def success(self) -> bool:
+        """The pool answered. True when this answer closed the breaker."""
+        closed = self.open
         self._wait = 0.0
+        self._probing = False
+        return closed
 
     def failure(self) -> bool:
         """The pool did not answer. True when this failure opened the breaker."""

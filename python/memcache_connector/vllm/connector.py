@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 import weakref
+from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
 BLOCK_OUTERMOST = "BLHNC"
 """Layout in which all layers of a block are one run of memory."""
 
-_local_workers: weakref.WeakValueDictionary[str, WorkerSide] = weakref.WeakValueDictionary()
-"""Engine id to the worker of that engine in this process."""
+_local_workers: defaultdict[str, weakref.WeakSet[WorkerSide]] = defaultdict(weakref.WeakSet)
+"""Engine id to the workers of that engine in this process (several as children of a MultiConnector)."""
 
 
 class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
@@ -90,7 +91,7 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         order = byte_order(layout_name(self._vllm_config, self._kv_cache_config), self._kv_cache_config)
         worker = WorkerSide(config, geometry, place, order, store)
         if self._vllm_config.parallel_config.world_size == 1:
-            _local_workers[self._engine_id] = worker
+            _local_workers[self._engine_id].add(worker)
         return worker
 
     def _scheduler_side(self, config: ConnectorConfig, geometry: Geometry, store: Any) -> SchedulerSide:
@@ -187,6 +188,8 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         for side in (self._worker, self._scheduler):
             if side is not None:
                 side.close()
+        if self._worker is not None:
+            _local_workers[self._engine_id].discard(self._worker)
 
     # ---- scheduler --------------------------------------------------------------------------------------------
 
@@ -196,9 +199,9 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if self._scheduler is None:
             return
         self._scheduler.bind(kv_cache_manager)
-        worker = _local_workers.get(self._engine_id)
-        if worker is not None:
-            self._scheduler.local_drain = worker.drain
+        workers = list(_local_workers[self._engine_id])
+        if len(workers) == 1:
+            self._scheduler.local_drain = workers[0].drain
             self._drain_before_reset(kv_cache_manager)
 
     def _drain_before_reset(self, kv_cache_manager: KVCacheManager) -> None:

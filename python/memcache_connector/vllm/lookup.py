@@ -166,7 +166,8 @@ class PrefixLookup:
             self._failed(str(error))
             return self._conclude(lookup, local_units, None)
         lookup.completion = None
-        self._breaker.success()
+        if self._breaker.success():
+            logger.info("the MemCache pool answers again")
         present, promised = self._units(lookup, answer, local_units)
         if promised > max(present, local_units) and self._config.pending_wait_ms > 0:
             if lookup.pending_until is None:

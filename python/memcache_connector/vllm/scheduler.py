@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from memcache.store import fingerprint_digest
 from memcache_connector.common.breaker import CircuitBreaker
 from memcache_connector.vllm.config import ConnectorConfig
 from memcache_connector.vllm.geometry import Geometry
@@ -70,6 +69,8 @@ class SchedulerSide:
         ranks: int,
         saves: bool,
     ) -> None:
+        from memcache.store import fingerprint_digest
+
         self._config = config
         self._geometry = geometry
         self._fields = fields
@@ -316,8 +317,8 @@ class SchedulerSide:
                 self._set_cursors(state, state.local_tokens // self._geometry.unit_tokens)
         if report.pool_failed and self._breaker.failure():
             logger.warning("the MemCache pool does not answer transfers; serving goes on without it")
-        elif report.pool_answered and not report.pool_failed:
-            self._breaker.success()
+        elif report.pool_answered and not report.pool_failed and self._breaker.success():
+            logger.info("the MemCache pool answers again")
         if report.unusable and self._usable:
             self._usable = False
             logger.warning("MemCache is not used by this engine: %s", report.unusable)

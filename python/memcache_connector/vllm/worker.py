@@ -79,6 +79,7 @@ class WorkerSide:
         self._loads: dict[str, list[Part]] = {}
         self._saves: dict[int, list[Part]] = {}
         self._bad_blocks: set[int] = set()
+        self._told_full = False
         self._report = MemCacheWorkerMetadata()
         self.counters = Counters()
         if store is None:
@@ -227,6 +228,9 @@ class WorkerSide:
                     save_failures=len(statuses) - stored - present - full,
                 )
                 self._heard(statuses, part)
+                if full and not self._told_full:
+                    self._told_full = True
+                    logger.warning("the MemCache pool has no room for %d blocks; does any node lend memory?", full)
             self._report.finished_saves[job] += 1
 
     def _heard(self, statuses: npt.NDArray[np.int32], part: Part) -> None:

@@ -116,7 +116,7 @@ class Engine:
         """Step the engine until no save is under way, as a server does by itself."""
         deadline = time.monotonic() + 30
         while self.core.scheduler.has_requests():
-            self.core.step_fn()
+            self.llm.llm_engine.step()  # As generate() does: what was counted is not lost.
             assert time.monotonic() < deadline, "the engine does not come to rest"
 
     def close(self) -> None:

@@ -205,6 +205,29 @@ def test_a_small_pool_evicts_and_goes_on(
     assert one.metric("memcache_save_no_space") == 0
 
 
+def test_two_pools_under_a_multi_connector(
+    engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
+) -> None:
+    def child(pool_id: str) -> dict[str, Any]:
+        return {
+            "kv_connector": "MemCacheConnector",
+            "kv_connector_module_path": "memcache_connector.vllm",
+            "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
+            "kv_connector_extra_config": {"lend_bytes": "16MB", "pool_id": pool_id},
+        }
+
+    several = {"connectors": [child("first"), child("second")]}
+    both = {"kv_connector": "MultiConnector", "kv_connector_module_path": None, "kv_connector_extra_config": several}
+    one = engine(models["llama"], both)
+    assert one.generate(FIRST) == expected[:1]
+    one.settle()
+    assert one.metric("memcache_saved_blocks") == 2 * BLOCKS
+    assert one.reset()
+    assert one.generate(FIRST) == expected[:1]
+    assert one.cached == [SHARED]
+
+
 def test_without_a_pool_the_engine_serves(
     engine: MakeEngine, models: dict[str, Path], expected: list[list[int]]
 ) -> None:
