@@ -53,8 +53,9 @@ pub struct SegmentDescription {
 
 impl Core {
     /// A node lends memory. A newer incarnation takes the place of the present one at once; the same one with the
-    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero) rests for
-    /// one reservation time, because writers of that life may still write to it.
+    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero, or the
+    /// incarnation is known) rests for one reservation time or lease, whichever is longer, because writers and readers
+    /// of that life may still use it.
     pub fn join(
         &mut self,
         now: Millis,
@@ -76,9 +77,12 @@ impl Core {
         } else if self.nodes.len() >= NODES_MAX {
             return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
         }
-        let rests = previous_epoch.get() != 0;
-        // Readers of the former life need no rest: a writer invalidates the trailer before the first byte.
-        let rest_ms = self.settings.reservation_ttl_ms;
+        // Who comes back under the same incarnation brings the same memory, whatever the request says: it may have
+        // been sent before the node was first heard of, and have come late.
+        let rests = previous_epoch.get() != 0 || self.departed.get(&node) == Some(&incarnation);
+        // Readers of the former life need the rest as writers do: a new object that covers the old one in part leaves
+        // the old trailer as it was.
+        let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);
         let usable_from = if rests { self.now.plus(rest_ms.into()) } else { self.now };
         let bytes = offers.iter().map(|offer| offer.bytes).sum();
         let slot =

@@ -106,6 +106,29 @@ fn memory_of_an_earlier_life_rests_before_it_is_used() {
 }
 
 #[test]
+fn memory_of_an_earlier_life_rests_while_it_may_be_read() {
+    let mut pool = Pool::new(&[]);
+    pool.core.settings.lease_ms = 3 * TTL as u32;
+    pool.join(1, 1, MIB, 999).unwrap();
+    pool.pass(3 * TTL - 1);
+    assert_eq!(pool.reserve(&["a"], 10).outcomes, [ReserveNoSpace]);
+    pool.pass(1);
+    assert_eq!(pool.reserve(&["a"], 10).outcomes, [Reserved]);
+}
+
+#[test]
+fn a_join_that_comes_late_does_not_make_old_memory_new() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.ticket(ALICE, "a", 10);
+    pool.pass(DEAD);
+    assert_eq!(pool.status().nodes.len(), 0, "silent for too long");
+    pool.join(1, 1, MIB, 0).unwrap();
+    assert_eq!(pool.reserve(&["b"], 10).outcomes, [ReserveNoSpace]);
+    pool.pass(TTL);
+    assert_eq!(pool.reserve(&["b"], 10).outcomes, [Reserved]);
+}
+
+#[test]
 fn a_wall_clock_set_back_does_not_issue_old_ids() {
     let mut pool = Pool::new(&[]);
     pool.join(1, 1, MIB, 5000).unwrap();

@@ -256,6 +256,7 @@ impl Model {
 
     pub(super) fn join(&mut self, node: u64, incarnation: u64, segment: u64, bytes: u64, rests: bool) {
         self.drop_node(node);
+        let rests = rests || self.newest.get(&node) == Some(&incarnation);
         let usable_from = if rests { self.now + TTL } else { self.now };
         self.nodes.insert(node, Lent { incarnation, segment, bytes, usable_from, heard: self.now });
         self.newest.insert(node, incarnation);
