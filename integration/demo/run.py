@@ -87,6 +87,7 @@ class Demo:
         started = time.monotonic()
         outcomes = await self._replay(f"http://{HOST}:{self._proxy_port}", "with the pool", without, outage)
         after = [await metrics.read(engine.url) for engine in engines]
+        self._progress.say("done")
         prefill, decode = (late.since(early) for late, early in zip(after, before, strict=True))
         result = report.evaluate(outcomes, without, prefill, decode, BLOCK_TOKENS)
         wrong = result.shortcomings(exact_hits=outage is None)
