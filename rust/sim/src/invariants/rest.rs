@@ -1,0 +1,19 @@
+//! Real memory rests: space whose writer did not say that it is done goes to nobody else during the life of the
+//! ticket, and space that is read during the lease, whatever happened to the book or the node's membership meanwhile.
+
+use super::{Violation, hold};
+use crate::truth::{Promise, Truth};
+
+/// The book granted `new`.
+pub fn check(truth: &Truth, now: u64, new: &Promise) -> Result<(), Violation> {
+    for (generation, writer) in &truth.writers {
+        hold("rest", writer.until <= now || !writer.meets(new), || {
+            format!("{new:?} was granted, but the writer of {generation:x} may still write: {writer:?}")
+        })?;
+    }
+    for (lease, objects) in &truth.readers {
+        let met = objects.iter().find(|object| object.until > now && object.meets(new));
+        hold("rest", met.is_none(), || format!("{new:?} was granted, but is read under lease {lease:x}: {met:?}"))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,364 @@
+//! What the book must hold, told from its answers alone. One ledger for each life of the book.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use memcache_meta::core::Settings;
+use memcache_proto::pb::{self, LocateOutcome, ReserveOutcome, SealOutcome, reply, request};
+use memcache_types::extent_bytes;
+
+use crate::invariants::{Violation, accounts, generations, incarnation, leases, overlap, reclaim, rest};
+use crate::memory::Place;
+use crate::truth::{Promise, Truth};
+
+/// How far an extent has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// Being written.
+    Reserved {
+        /// When the reservation is over.
+        until: u64,
+    },
+    /// Its reservation ran out.
+    Resting {
+        /// When the space is free.
+        until: u64,
+    },
+    /// Readable.
+    Sealed,
+    /// Removed; kept for those who read it.
+    Removed,
+}
+
+/// Space that was granted.
+#[derive(Clone, Debug)]
+pub struct Extent {
+    /// For which key.
+    pub key: u64,
+    /// Where.
+    pub segment: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Length.
+    pub bytes: u64,
+    /// To whom.
+    pub client: u64,
+    /// How far it has come.
+    pub state: State,
+}
+
+impl Extent {
+    /// Whether both have a byte in common.
+    pub fn meets(&self, other: &Self) -> bool {
+        self.segment == other.segment
+            && self.offset < other.offset + other.bytes
+            && other.offset < self.offset + self.bytes
+    }
+}
+
+/// Memory that is lent.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// Which memory it is.
+    pub place: Place,
+    /// Its length.
+    pub bytes: u64,
+}
+
+/// A lease that was given.
+#[derive(Clone, Debug)]
+pub struct Lease {
+    client: u64,
+    until: u64,
+    generations: BTreeSet<u64>,
+}
+
+/// What the book must hold.
+#[derive(Debug)]
+pub struct Ledger {
+    settings: Settings,
+    now: u64,
+    /// Lent memory.
+    pub segments: BTreeMap<u64, Segment>,
+    /// Nodes and their present incarnation.
+    pub nodes: BTreeMap<u64, u64>,
+    /// Space that is not free, by generation.
+    pub extents: BTreeMap<u64, Extent>,
+    /// Leases that are not over.
+    pub leases: BTreeMap<u64, Lease>,
+    /// Evictions noticed since the book was last asked how many there were.
+    evicted: u64,
+    /// How many there were then.
+    evicted_said: u64,
+}
+
+/// Reads keys back.
+fn key_numbers(keys: Option<&pb::Keys>) -> Vec<u64> {
+    let data = keys.map_or(&[][..], |keys| &keys.data);
+    data.chunks_exact(8).map(|key| key.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte))).collect()
+}
+
+fn is(outcome: u8, wanted: i32) -> bool {
+    i32::from(outcome) == wanted
+}
+
+impl Ledger {
+    /// The ledger of a book that knows nothing.
+    pub fn new(settings: Settings) -> Self {
+        Self {
+            settings,
+            now: 0,
+            segments: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            extents: BTreeMap::new(),
+            leases: BTreeMap::new(),
+            evicted: 0,
+            evicted_said: 0,
+        }
+    }
+
+    /// Whether this object may go when space is needed.
+    pub fn may_evict(&self, generation: u64) -> bool {
+        let sealed = self.extents.get(&generation).is_some_and(|extent| extent.state == State::Sealed);
+        sealed && !self.leases.values().any(|lease| lease.generations.contains(&generation))
+    }
+
+    /// The book's clock has come this far.
+    pub fn advance(&mut self, now: u64) {
+        self.now = now;
+        let rest = u64::from(self.settings.reservation_ttl_ms);
+        for extent in self.extents.values_mut() {
+            if let State::Reserved { until } = extent.state
+                && until <= now
+            {
+                extent.state = State::Resting { until: until + rest };
+            }
+        }
+        self.leases.retain(|_, lease| lease.until > now);
+        self.sweep();
+    }
+
+    /// Forgets space that nobody has a reason to keep.
+    fn sweep(&mut self) {
+        let (now, leases) = (self.now, &self.leases);
+        self.extents.retain(|generation, extent| match extent.state {
+            State::Resting { until } => until > now,
+            State::Removed => leases.values().any(|lease| lease.generations.contains(generation)),
+            State::Reserved { .. } | State::Sealed => true,
+        });
+    }
+
+    fn drop_node(&mut self, node: u64) {
+        self.nodes.remove(&node);
+        self.segments.retain(|_, segment| segment.place.0 != node);
+        let segments = &self.segments;
+        self.extents.retain(|_, extent| segments.contains_key(&extent.segment));
+    }
+
+    /// The book answered. `real_now` is everybody's time, not the book's; `None` where the book's clock jumps: then
+    /// nothing that depends on time holds outside of it.
+    pub fn note(
+        &mut self,
+        truth: &mut Truth,
+        real_now: Option<u64>,
+        client: u64,
+        asked: &request::Body,
+        answered: &reply::Body,
+    ) -> Result<(), Violation> {
+        match (asked, answered) {
+            (request::Body::Join(asked), reply::Body::Join(reply)) => return self.joined(truth, asked, reply),
+            (request::Body::Leave(asked), reply::Body::Leave(_))
+                if self.nodes.get(&asked.node) == Some(&asked.incarnation) =>
+            {
+                self.drop_node(asked.node);
+            }
+            (request::Body::Reserve(asked), reply::Body::Reserve(reply)) => {
+                return self.reserved(truth, real_now, client, asked, reply);
+            }
+            (request::Body::Seal(asked), reply::Body::Seal(reply)) => self.sealed(truth, client, asked, reply),
+            (request::Body::Abort(asked), reply::Body::Abort(_)) => {
+                self.aborted(truth, client, asked);
+            }
+            (request::Body::Locate(asked), reply::Body::Locate(reply)) => {
+                return self.located(truth, real_now, client, asked, reply);
+            }
+            (request::Body::Release(asked), reply::Body::Release(_)) => {
+                for lease in &asked.leases {
+                    if self.leases.get(lease).is_some_and(|lease| lease.client == client) {
+                        self.leases.remove(lease);
+                        truth.readers.remove(lease);
+                    }
+                }
+                self.sweep();
+            }
+            (request::Body::Remove(asked), reply::Body::Remove(reply)) => {
+                self.removed(asked, reply);
+            }
+            (_, reply::Body::Describe(reply)) => {
+                for info in &reply.segments {
+                    incarnation::check(self, info.segment)?;
+                }
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+
+    fn is_own_reservation(&self, generation: u64, client: u64) -> bool {
+        let known = self.extents.get(&generation);
+        known.is_some_and(|known| known.client == client && matches!(known.state, State::Reserved { .. }))
+    }
+
+    fn removed(&mut self, asked: &pb::Remove, reply: &pb::RemoveReply) {
+        for (key, removed) in key_numbers(asked.keys.as_ref()).iter().zip(&reply.removed) {
+            let own = |extent: &&mut Extent| extent.key == *key && extent.state == State::Sealed;
+            if *removed == 1
+                && let Some(extent) = self.extents.values_mut().find(own)
+            {
+                extent.state = State::Removed;
+            }
+        }
+        self.sweep();
+    }
+
+    fn aborted(&mut self, truth: &mut Truth, client: u64, asked: &pb::Abort) {
+        for generation in &asked.reservations {
+            if self.is_own_reservation(*generation, client) {
+                self.extents.remove(generation);
+                truth.writers.remove(generation);
+            }
+        }
+    }
+
+    fn joined(&mut self, truth: &mut Truth, asked: &pb::Join, reply: &pb::JoinReply) -> Result<(), Violation> {
+        let place = (asked.node, asked.incarnation);
+        let same = |segment: &u64| self.segments.get(segment).is_some_and(|known| known.place == place);
+        if reply.segments.iter().all(same) {
+            return Ok(());
+        }
+        self.drop_node(asked.node);
+        self.nodes.insert(asked.node, asked.incarnation);
+        for (segment, offer) in reply.segments.iter().zip(&asked.segments) {
+            generations::check(truth, *segment)?;
+            self.segments.insert(*segment, Segment { place, bytes: offer.bytes });
+        }
+        Ok(())
+    }
+
+    fn promise(&self, extent: &Extent, until: u64) -> Promise {
+        let place = self.segments.get(&extent.segment).map_or((0, 0), |segment| segment.place);
+        Promise { place, offset: extent.offset, bytes: extent.bytes, until }
+    }
+
+    fn reserved(
+        &mut self,
+        truth: &mut Truth,
+        real_now: Option<u64>,
+        client: u64,
+        asked: &pb::Reserve,
+        reply: &pb::ReserveReply,
+    ) -> Result<(), Violation> {
+        let ttl = u64::from(self.settings.reservation_ttl_ms);
+        let keys = key_numbers(asked.keys.as_ref());
+        let granted = keys.iter().zip(&asked.payload_bytes).zip(&reply.outcomes);
+        let granted = granted.filter(|(_, outcome)| is(**outcome, ReserveOutcome::Reserved.into()));
+        for (at, ((key, payload_bytes), _)) in granted.enumerate() {
+            let (segment, offset, generation) = (reply.segments[at], reply.offsets[at], reply.generations[at]);
+            let state = State::Reserved { until: self.now + ttl };
+            let new = Extent { key: *key, segment, offset, bytes: extent_bytes(*payload_bytes), client, state };
+            generations::check(truth, generation)?;
+            incarnation::check(self, segment)?;
+            overlap::check(self, &new)?;
+            let before = self.extents.len();
+            self.extents.retain(|_, other| !other.meets(&new));
+            self.evicted += (before - self.extents.len()) as u64;
+            if let Some(now) = real_now {
+                // The writer keeps to what it was told.
+                let promise = self.promise(&new, now + u64::from(reply.ttl_ms));
+                rest::check(truth, now, &promise)?;
+                truth.writers.insert(generation, promise);
+            }
+            truth.key_of.insert(generation, *key);
+            self.extents.insert(generation, new);
+        }
+        Ok(())
+    }
+
+    fn sealed(&mut self, truth: &mut Truth, client: u64, asked: &pb::Seal, reply: &pb::SealReply) {
+        for (generation, outcome) in asked.reservations.iter().zip(&reply.outcomes) {
+            if !self.is_own_reservation(*generation, client) {
+                continue;
+            }
+            if is(*outcome, SealOutcome::Sealed.into()) {
+                if let Some(extent) = self.extents.get_mut(generation) {
+                    extent.state = State::Sealed;
+                }
+                truth.writers.remove(generation);
+            } else if is(*outcome, SealOutcome::SealPresent.into()) {
+                self.extents.remove(generation);
+                truth.writers.remove(generation);
+            }
+        }
+    }
+
+    fn located(
+        &mut self,
+        truth: &mut Truth,
+        real_now: Option<u64>,
+        client: u64,
+        asked: &pb::Locate,
+        reply: &pb::LocateReply,
+    ) -> Result<(), Violation> {
+        let keys = key_numbers(asked.keys.as_ref());
+        let found = keys.iter().zip(&reply.outcomes);
+        let found = found.filter(|(_, outcome)| is(**outcome, LocateOutcome::Located.into()));
+        for (at, (key, _)) in found.enumerate() {
+            incarnation::check(self, reply.segments[at])?;
+            leases::check_found(self, *key, reply.generations[at], reply.segments[at], reply.offsets[at])?;
+        }
+        if reply.lease == 0 {
+            return Ok(());
+        }
+        generations::check(truth, reply.lease)?;
+        let lease_ms = u64::from(self.settings.lease_ms);
+        let generations: BTreeSet<u64> = reply.generations.iter().copied().collect();
+        if let Some(now) = real_now {
+            let objects = generations.iter().filter_map(|generation| self.extents.get(generation));
+            let promises = objects.map(|extent| self.promise(extent, now + u64::from(reply.lease_ms))).collect();
+            truth.readers.retain(|_, objects| objects.iter().any(|object| object.until > now));
+            truth.writers.retain(|_, writer| writer.until > now);
+            truth.readers.insert(reply.lease, promises);
+        }
+        self.leases.insert(reply.lease, Lease { client, until: self.now + lease_ms, generations });
+        Ok(())
+    }
+
+    /// The book was asked for everything: what is readable of `keys`, and how much of what there is.
+    pub fn audit(&mut self, keys: &[u64], exist: &pb::ExistReply, status: &pb::StatusReply) -> Result<(), Violation> {
+        let present: BTreeMap<u64, u64> = status.nodes.iter().map(|node| (node.node, node.incarnation)).collect();
+        let gone: Vec<u64> = self.nodes.keys().copied().filter(|node| !present.contains_key(node)).collect();
+        for node in &gone {
+            self.drop_node(*node);
+        }
+        for (key, outcome) in keys.iter().zip(&exist.outcomes) {
+            let readable = is(*outcome, LocateOutcome::Located.into());
+            let known = self.extents.iter().find(|(_, known)| known.key == *key && known.state == State::Sealed);
+            match known.map(|(generation, _)| *generation) {
+                Some(generation) if !readable => {
+                    leases::check_gone(self, generation)?;
+                    self.extents.remove(&generation);
+                    self.evicted += 1;
+                }
+                None if readable => leases::check_found(self, *key, 0, 0, 0)?,
+                _ => {}
+            }
+        }
+        let (said, noticed) = (status.evicted_objects - self.evicted_said, self.evicted);
+        (self.evicted_said, self.evicted) = (status.evicted_objects, 0);
+        crate::invariants::hold("leases", said == noticed || (said > noticed && !gone.is_empty()), || {
+            format!("{said} objects were evicted, but {noticed} are gone")
+        })?;
+        reclaim::check(self, status.reservations)?;
+        leases::check_count(self, status.leases)?;
+        accounts::check(self, status)
+    }
+}

@@ -1,0 +1,113 @@
+//! What one seed stands for: how many take part, how the book is set, what goes wrong.
+
+use memcache_meta::core::Settings;
+
+use crate::rng::Rng;
+
+/// A rule broken on purpose, to see that the checks notice. The product is never changed: the world around it lies.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Everybody keeps to the rules.
+    #[default]
+    None,
+    /// Readers take what they find without looking at the trailer, and take no care of the end of their lease.
+    TrailerIgnored,
+    /// Clients are told three times the life that their reservations have: the space of late writers does not rest.
+    NoRest,
+    /// Every lease ends at once, behind the back of its holder.
+    LeasesForgotten,
+    /// A restarted book counts from where the first one counted.
+    EpochRepeated,
+    /// The book's clock stands still.
+    ClockStopped,
+    /// Tickets name the beginning of their segment.
+    OffsetsLost,
+    /// Once found, a key is said to be there for ever.
+    LocateRemembered,
+}
+
+/// What one seed stands for. Times in milliseconds.
+#[derive(Clone, Debug)]
+#[expect(clippy::struct_excessive_bools, reason = "each kind of fault is there or not, whatever the others are")]
+pub struct Scenario {
+    /// The rule that is broken.
+    pub sabotage: Sabotage,
+    /// How the book is set.
+    pub settings: Settings,
+    /// How many lend memory.
+    pub nodes: u64,
+    /// How many put and get.
+    pub clients: u64,
+    /// How many keys they share.
+    pub keys: u64,
+    /// When everything stops going wrong.
+    pub calm_at: u64,
+    /// Percentage of messages lost.
+    pub drop: u64,
+    /// Percentage of messages that arrive twice.
+    pub duplicate: u64,
+    /// Percentage of messages that arrive late.
+    pub delay: u64,
+    /// Percentage of the steps of a copy that stall.
+    pub stall: u64,
+    /// Longest that one write takes.
+    pub write_ms_max: u64,
+    /// Whether readers compare checksums.
+    pub checksum: bool,
+    /// Pause between two faults; 0 for none.
+    pub fault_every: u64,
+    /// Whether nodes crash, leave, fall silent or become slow.
+    pub node_faults: bool,
+    /// Whether the book starts anew with empty memory.
+    pub restarts: bool,
+    /// Whether the book's clock jumps ahead of everybody else's.
+    pub jumps: bool,
+}
+
+impl Scenario {
+    /// The scenario of a seed.
+    pub fn draw(rng: &mut Rng, sabotage: Sabotage) -> Self {
+        let quiet = rng.chance(10);
+        let mut odds = |percent: u64, most: u64| if !quiet && rng.chance(percent) { rng.between(1, most) } else { 0 };
+        let (drop, duplicate, delay, stall) = (odds(60, 15), odds(60, 15), odds(60, 20), odds(80, 12));
+        let node_faults = odds(60, 1) == 1;
+        let restarts = odds(50, 1) == 1;
+        let jumps = odds(20, 1) == 1;
+        let overlong = odds(20, 1) == 1;
+        let reservation_ttl_ms: u32 = if rng.chance(50) { 200 } else { 400 };
+        let lease_ms = if rng.chance(50) { 100 } else { 600 };
+        let ttl = u64::from(reservation_ttl_ms);
+        // Three fences keep late writers from others' bytes. While the book lives and nodes stay, a write may take
+        // until its space has rested. Where memory can be lent anew, until a reservation made just before is over.
+        let write_ms_max = match (jumps || overlong, node_faults || restarts || delay > 0) {
+            (true, _) => 4 * ttl,
+            (false, true) => ttl / 2 - 1,
+            (false, false) => ttl + ttl * 2 / 5,
+        };
+        Self {
+            sabotage,
+            settings: Settings {
+                reservation_ttl_ms,
+                lease_ms,
+                heartbeat_ms: 20,
+                node_dead_ms: 120,
+                high_watermark_ppm: 950_000,
+                low_watermark_ppm: 800_000,
+            },
+            nodes: rng.between(1, 3),
+            clients: rng.between(2, 4),
+            keys: rng.between(3, 10),
+            calm_at: rng.between(600, 2500),
+            drop,
+            duplicate,
+            delay,
+            stall,
+            write_ms_max,
+            checksum: jumps || overlong,
+            fault_every: if node_faults || restarts || jumps { rng.between(80, 500) } else { 0 },
+            node_faults,
+            restarts,
+            jumps,
+        }
+    }
+}

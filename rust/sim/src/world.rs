@@ -1,0 +1,298 @@
+//! The world: one book, nodes and clients, and the loop that lets things happen one after the other.
+
+use memcache_meta::core::{Core, Millis};
+use memcache_meta::wire;
+use memcache_proto::pb::{self, failure, reply, request};
+use memcache_types::Epoch;
+
+use crate::client::{Client, Reach, keys_to_wire};
+use crate::invariants::{Violation, hold, settled};
+use crate::ledger::Ledger;
+use crate::memory::Memories;
+use crate::net::{Actor, Event, Net};
+use crate::node::Node;
+use crate::rng::Rng;
+use crate::scenario::{Sabotage, Scenario};
+use crate::truth::Truth;
+
+/// Wall clock at the start of the world.
+const EPOCH: u64 = 1_000_000;
+
+/// Pause between two looks of the book at its clock.
+const TICK_MS: u64 = 25;
+
+/// How long everybody gets to put and get when all is calm.
+const PROBE_MS: u64 = 600;
+
+/// Everything there is.
+#[derive(Debug)]
+pub struct World {
+    net: Net,
+    memories: Memories,
+    truth: Truth,
+    nodes: Vec<Node>,
+    clients: Vec<Client>,
+    book: Option<Core>,
+    ledger: Ledger,
+    /// How far the book's clock is ahead.
+    ahead: u64,
+    /// Answers remembered for [`Sabotage::LocateRemembered`].
+    remembered: Vec<(Option<pb::Keys>, pb::LocateReply)>,
+    keys: Vec<u64>,
+}
+
+/// How a world ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// Sum over everything that happened.
+    pub digest: u64,
+    /// The rule that did not hold.
+    pub violation: Option<Violation>,
+    /// What happened, in words, if they were kept.
+    pub trace: Vec<String>,
+    /// Reads that were hits.
+    pub hits: u64,
+    /// Reads that only the checksum turned into misses.
+    pub caught_by_checksum: u64,
+}
+
+impl World {
+    /// The world of a seed.
+    pub fn new(seed: u64, sabotage: Sabotage, keep_trace: bool) -> Self {
+        let mut rng = Rng::new(seed);
+        let scenario = Scenario::draw(&mut rng, sabotage);
+        let mut net = Net::new(scenario.clone(), rng, keep_trace);
+        net.note(format_args!("{scenario:?}"));
+        let nodes: Vec<Node> = (0..scenario.nodes).zip(0..).map(|(_, index)| Node::new(index)).collect();
+        let mut clients: Vec<Client> = (0..scenario.clients).zip(0..).map(|(_, index)| Client::new(index)).collect();
+        for index in 0..nodes.len() {
+            net.after(0, Event::NodeUp(index));
+        }
+        for client in &mut clients {
+            client.start(&mut net);
+        }
+        net.after(0, Event::BookUp);
+        net.after(TICK_MS, Event::Tick);
+        if scenario.fault_every > 0 {
+            net.after(scenario.fault_every, Event::Fault);
+        }
+        net.after(scenario.calm_at, Event::Calm);
+        let keys = (0..scenario.keys).chain(clients.iter().map(Client::probe_key)).collect();
+        let ledger = Ledger::new(scenario.settings);
+        let (memories, truth) = (Memories::default(), Truth::default());
+        Self { net, memories, truth, nodes, clients, book: None, ledger, ahead: 0, remembered: Vec::new(), keys }
+    }
+
+    /// Lets everything happen, up to the end or to the first rule that does not hold.
+    pub fn run(mut self) -> Ended {
+        let mut violation = None;
+        while let Some(event) = self.net.pop() {
+            if matches!(event, Event::End) {
+                violation = settled::check_service(&self.clients).err();
+                break;
+            }
+            if let Err(found) = self.happen(event) {
+                violation = Some(found);
+                break;
+            }
+        }
+        Ended {
+            digest: self.net.trace.digest(),
+            violation,
+            trace: self.net.trace.into_lines(),
+            hits: self.truth.hits,
+            caught_by_checksum: self.truth.caught_by_checksum,
+        }
+    }
+
+    fn happen(&mut self, event: Event) -> Result<(), Violation> {
+        let mut reach = Reach { net: &mut self.net, memories: &mut self.memories, truth: &mut self.truth };
+        match event {
+            Event::Wake(Actor::Node(index), wake) => self.nodes[index].on_wake(&mut self.net, wake),
+            Event::Wake(Actor::Client(index), wake) => self.clients[index].on_wake(&mut reach, wake)?,
+            Event::Reply(Actor::Node(index), answer) => self.nodes[index].on_reply(&mut self.net, &answer),
+            Event::Reply(Actor::Client(index), answer) => self.clients[index].on_reply(&mut reach, answer),
+            Event::Request(from, life, request) => {
+                if life == self.net.book_life && self.book.is_some() {
+                    self.serve(from, request)?;
+                }
+            }
+            Event::Tick => {
+                self.net.after(TICK_MS, Event::Tick);
+                self.tick()?;
+            }
+            Event::Fault => self.fault(),
+            Event::BookUp => self.start_book(),
+            Event::NodeUp(index) => self.start_node(index),
+            Event::Calm => self.calm(),
+            Event::Settled => {
+                if let Some(status) = self.look()?.1 {
+                    settled::check_leaks(&status, self.nodes.len())?;
+                }
+                for client in &mut self.clients {
+                    client.start_probe(&mut self.net);
+                }
+                self.net.after(PROBE_MS, Event::End);
+            }
+            Event::End => {}
+        }
+        Ok(())
+    }
+
+    fn book_now(&self) -> u64 {
+        self.net.now + self.ahead
+    }
+
+    /// The time the core is told.
+    fn told_now(&self) -> Millis {
+        let stopped = self.net.scenario.sabotage == Sabotage::ClockStopped;
+        Millis::new(if stopped { 0 } else { self.book_now() })
+    }
+
+    fn start_book(&mut self) {
+        let settings = self.net.scenario.settings;
+        let repeated = self.net.scenario.sabotage == Sabotage::EpochRepeated;
+        let epoch = EPOCH + if repeated { 0 } else { self.book_now() };
+        self.book = Some(Core::new(settings, Epoch::new(epoch), self.told_now()));
+        self.ledger = Ledger::new(settings);
+    }
+
+    fn start_node(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        if !node.up {
+            node.start(&mut self.net);
+            self.memories.create(node.place());
+        }
+    }
+
+    fn serve(&mut self, from: Actor, request: pb::Request) -> Result<(), Violation> {
+        let (now, told, client) = (self.book_now(), self.told_now(), request.client);
+        let Some(core) = &mut self.book else { return Ok(()) };
+        self.ledger.advance(now);
+        let asked = request.body.clone();
+        let mut reply = wire::serve(core, told, request, &mut Vec::new());
+        if let Some(body) = &mut reply.body {
+            lie(self.net.scenario.sabotage, core, told, client, asked.as_ref(), body, &mut self.remembered);
+        }
+        if let (Some(asked), Some(answered)) = (&asked, &reply.body) {
+            if let reply::Body::Failure(refused) = answered {
+                hold("refused", refused.code == i32::from(failure::Code::Stale), || format!("{asked:?}: {refused:?}"))?;
+            }
+            let real_now = (!self.net.scenario.jumps).then_some(self.net.now);
+            self.ledger.note(&mut self.truth, real_now, client, asked, answered)?;
+        }
+        self.audit()?;
+        self.net.reply(from, reply);
+        Ok(())
+    }
+
+    fn tick(&mut self) -> Result<(), Violation> {
+        let (now, told) = (self.book_now(), self.told_now());
+        if let Some(core) = &mut self.book {
+            self.ledger.advance(now);
+            core.tick(told, &mut Vec::new());
+        }
+        self.audit()
+    }
+
+    /// Asks the book for everything.
+    fn look(&mut self) -> Result<(Option<pb::ExistReply>, Option<pb::StatusReply>), Violation> {
+        let told = self.told_now();
+        let Some(core) = &mut self.book else { return Ok((None, None)) };
+        let mut ask = |body| {
+            let request = pb::Request { request_id: 0, client: 0, body: Some(body) };
+            wire::serve(core, told, request, &mut Vec::new()).body
+        };
+        let exist = ask(request::Body::Exist(pb::Exist { keys: keys_to_wire(&self.keys) }));
+        let status = ask(request::Body::Status(pb::Status {}));
+        match (exist, status) {
+            (Some(reply::Body::Exist(exist)), Some(reply::Body::Status(status))) => Ok((Some(exist), Some(status))),
+            other => Err(Violation { rule: "refused", what: format!("a look was answered with {other:?}") }),
+        }
+    }
+
+    fn audit(&mut self) -> Result<(), Violation> {
+        if let (Some(exist), Some(status)) = self.look()? {
+            self.ledger.audit(&self.keys, &exist, &status)?;
+        }
+        Ok(())
+    }
+
+    fn fault(&mut self) {
+        if self.net.calm {
+            return;
+        }
+        let every = self.net.scenario.fault_every;
+        self.net.after(every, Event::Fault);
+        let Scenario { node_faults, restarts, jumps, nodes, clients, .. } = self.net.scenario;
+        let rng = &mut self.net.rng;
+        let ms = rng.between(20, 300);
+        let index = usize::try_from(rng.below(nodes)).unwrap_or(0);
+        let client = usize::try_from(rng.below(clients)).unwrap_or(0);
+        let until = self.net.now + ms;
+        match rng.below(8) {
+            leaves @ 0..=1 if node_faults && self.nodes[index].up => {
+                self.nodes[index].stop(&mut self.net, leaves == 1);
+                self.memories.destroy(self.nodes[index].place());
+                self.net.after(ms, Event::NodeUp(index));
+            }
+            2 | 3 if node_faults => {
+                self.net.cut_off.insert(Actor::Node(index), until);
+            }
+            4 if node_faults => {
+                self.net.slow.insert(Actor::Node(index), until);
+            }
+            5 => {
+                self.net.cut_off.insert(Actor::Client(client), until);
+            }
+            6 if restarts && self.book.is_some() => {
+                self.book = None;
+                self.net.book_life += 1;
+                self.net.after(ms / 3, Event::BookUp);
+            }
+            7 if jumps => self.ahead += ms * 4,
+            _ => {}
+        }
+    }
+
+    fn calm(&mut self) {
+        self.net.calm = true;
+        self.net.cut_off.clear();
+        self.net.slow.clear();
+        for index in 0..self.nodes.len() {
+            self.start_node(index);
+        }
+        let settings = self.net.scenario.settings;
+        let ms = 10 * u64::from(settings.reservation_ttl_ms) + 3 * u64::from(settings.lease_ms) + 500;
+        self.net.after(ms, Event::Settled);
+    }
+}
+
+/// Breaks a rule in the name of the book.
+fn lie(
+    sabotage: Sabotage,
+    core: &mut Core,
+    now: Millis,
+    client: u64,
+    asked: Option<&request::Body>,
+    body: &mut reply::Body,
+    remembered: &mut Vec<(Option<pb::Keys>, pb::LocateReply)>,
+) {
+    match (sabotage, asked, body) {
+        (Sabotage::NoRest, _, reply::Body::Reserve(reply)) => reply.ttl_ms *= 3,
+        (Sabotage::OffsetsLost, _, reply::Body::Reserve(reply)) => reply.offsets.fill(0),
+        (Sabotage::LeasesForgotten, _, reply::Body::Locate(reply)) => {
+            let release = request::Body::Release(pb::Release { leases: vec![reply.lease] });
+            let request = pb::Request { request_id: 0, client, body: Some(release) };
+            wire::serve(core, now, request, &mut Vec::new());
+        }
+        (Sabotage::LocateRemembered, Some(request::Body::Locate(asked)), reply::Body::Locate(reply)) => {
+            match remembered.iter().find(|(keys, _)| *keys == asked.keys) {
+                Some((_, old)) => *reply = pb::LocateReply { lease: 0, ..old.clone() },
+                None if reply.lease != 0 => remembered.push((asked.keys.clone(), reply.clone())),
+                None => {}
+            }
+        }
+        _ => {}
+    }
+}

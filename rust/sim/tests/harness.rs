@@ -1,0 +1,45 @@
+//! The checks notice: each rule that is broken on purpose is found by the check that stands for it.
+
+use std::collections::BTreeSet;
+
+use memcache_sim::{Sabotage, run};
+
+/// The rules that a few hundred worlds break.
+fn found(sabotage: Sabotage) -> BTreeSet<&'static str> {
+    (0..400).filter_map(|seed| run(seed, sabotage).violation).map(|violation| violation.rule).collect()
+}
+
+#[test]
+fn readers_that_ignore_the_trailer_read_other_bytes() {
+    assert!(found(Sabotage::TrailerIgnored).contains("bytes"));
+}
+
+#[test]
+fn space_that_goes_to_others_while_it_may_be_written_is_found() {
+    assert!(found(Sabotage::NoRest).contains("rest"));
+}
+
+#[test]
+fn a_book_that_forgets_leases_is_found() {
+    assert!(found(Sabotage::LeasesForgotten).contains("leases"));
+}
+
+#[test]
+fn a_book_that_issues_old_numbers_is_found() {
+    assert!(found(Sabotage::EpochRepeated).contains("generations"));
+}
+
+#[test]
+fn a_book_whose_clock_stands_still_reclaims_nothing() {
+    assert!(found(Sabotage::ClockStopped).contains("reclaim"));
+}
+
+#[test]
+fn tickets_for_the_same_place_are_found() {
+    assert!(found(Sabotage::OffsetsLost).contains("overlap"));
+}
+
+#[test]
+fn answers_from_another_time_send_readers_to_old_memory() {
+    assert!(found(Sabotage::LocateRemembered).contains("incarnation"));
+}
