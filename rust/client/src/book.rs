@@ -41,9 +41,12 @@ const GRACE: Duration = Duration::from_millis(500);
 /// Why one exchange failed.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum BookError {
-    /// Nobody there.
+    /// Nobody there: the request was not sent.
     #[error("{0}")]
     Unavailable(String),
+    /// The connection broke before the answer: the request may have been served or not.
+    #[error("{0}")]
+    Interrupted(String),
     /// No answer before the deadline.
     #[error("no answer within {waited_ms} ms")]
     Timeout {
@@ -165,7 +168,7 @@ impl Book {
     pub(crate) fn error(&self, error: BookError) -> StoreError {
         let address = self.shared.endpoint.to_string();
         match error {
-            BookError::Unavailable(why) => StoreError::Unavailable { address, why },
+            BookError::Unavailable(why) | BookError::Interrupted(why) => StoreError::Unavailable { address, why },
             BookError::Timeout { waited_ms } => StoreError::Timeout { address, waited_ms },
             BookError::Refused(message) => StoreError::Refused { address, message },
         }
@@ -249,10 +252,13 @@ impl Shared {
     }
 
     fn go_down(&self, why: &str) {
-        *self.line.lock() = Line::Down(why.to_owned());
+        let line = std::mem::replace(&mut *self.line.lock(), Line::Down(why.to_owned()));
         let lost = std::mem::take(&mut *self.pending.lock());
         for waiter in lost.into_values() {
-            (waiter.then)(Err(BookError::Unavailable(why.to_owned())));
+            (waiter.then)(Err(match line {
+                Line::Connecting(_) => BookError::Unavailable(why.to_owned()),
+                Line::Up(_) | Line::Down(_) => BookError::Interrupted(why.to_owned()),
+            }));
         }
     }
 

@@ -230,7 +230,7 @@ fn places(reply: &pb::LocateReply, keys: usize) -> Result<Vec<Option<Place>>, Wi
 
 fn get_failure(error: &BookError) -> GetStatus {
     match error {
-        BookError::Unavailable(_) => GetStatus::Unavailable,
+        BookError::Unavailable(_) | BookError::Interrupted(_) => GetStatus::Unavailable,
         BookError::Timeout { .. } => GetStatus::Timeout,
         BookError::Refused(_) => GetStatus::Invalid,
     }

@@ -25,6 +25,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(100);
 /// Longest wait for the book to hear that we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
 
+/// Stands for "some earlier life of the book may know this memory": any epoch that is not zero says so.
+const SOME_EARLIER_LIFE: Epoch = Epoch::new(1);
+
 /// What to lend and how others reach it.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -187,6 +190,9 @@ impl Member {
                     }
                     Err(error) => {
                         tracing::debug!(%error, "not in the pool yet");
+                        if may_have_been_served(&error) {
+                            previous = previous.or(Some(SOME_EARLIER_LIFE));
+                        }
                         JOIN_PAUSE
                     }
                 },
@@ -254,6 +260,15 @@ impl Member {
     }
 }
 
+/// Whether a join that failed may have put the memory into the pool all the same. Writers may then hold space in it
+/// that the next life of the book knows nothing of; so it must be told that the memory is not new.
+fn may_have_been_served(error: &BookError) -> bool {
+    match error {
+        BookError::Timeout { .. } | BookError::Interrupted(_) => true,
+        BookError::Unavailable(_) | BookError::Refused(_) => false,
+    }
+}
+
 fn tier_to_wire(tier: Tier) -> u32 {
     match tier {
         Tier::Hbm => 1,
@@ -274,4 +289,23 @@ fn cut(text: &str, bytes: usize) -> String {
         end -= 1;
     }
     text[..end].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_join_without_an_answer_counts_as_served_one_never_sent_does_not() {
+        assert!(may_have_been_served(&BookError::Timeout { waited_ms: 1 }));
+        assert!(may_have_been_served(&BookError::Interrupted("reset".to_owned())));
+        assert!(!may_have_been_served(&BookError::Unavailable("refused".to_owned())));
+    }
+
+    #[test]
+    fn names_are_cut_between_characters() {
+        assert_eq!(cut("grün", 3), "gr");
+        assert_eq!(cut("grün", 4), "grü");
+        assert_eq!(cut("node", 256), "node");
+    }
 }

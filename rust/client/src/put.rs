@@ -240,7 +240,7 @@ fn grants(
 
 fn put_failure(error: &BookError) -> PutStatus {
     match error {
-        BookError::Unavailable(_) => PutStatus::Unavailable,
+        BookError::Unavailable(_) | BookError::Interrupted(_) => PutStatus::Unavailable,
         BookError::Timeout { .. } => PutStatus::Timeout,
         BookError::Refused(_) => PutStatus::Invalid,
     }
