@@ -105,7 +105,7 @@ def test_a_node_killed_while_others_read_gives_misses_never_wrong_bytes(
 
 
 def test_a_restarted_meta_service_is_joined_again(program: Callable[..., Program]) -> None:
-    first = program("memcache.meta", "listen=127.0.0.1:0", "reservation_ttl_ms=1000")
+    first = program("memcache.meta", "listen=127.0.0.1:0", "reservation_ttl_ms=1000", "lease_ms=1000")
     address = first.expect("serving on").split()[-1]
     program("memcache.local", f"meta_address={address}", "lend_bytes=16MB").expect("joined")
     with memcache.Store(meta_address=address, timeout_ms=2000) as store:
@@ -116,7 +116,7 @@ def test_a_restarted_meta_service_is_joined_again(program: Callable[..., Program
         with pytest.raises(memcache.Unavailable):
             store.get("k")
         assert time.monotonic() - started < 10  # at once, not at the deadline of a day
-        program("memcache.meta", f"listen={address}", "reservation_ttl_ms=1000").expect("serving on")
+        program("memcache.meta", f"listen={address}", "reservation_ttl_ms=1000", "lease_ms=1000").expect("serving on")
 
         def works() -> bool:
             try:

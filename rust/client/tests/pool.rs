@@ -23,9 +23,11 @@ fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
+/// Leases are as short as reservations: after a restart memory rests for the longer of the two.
 fn meta(reservation_ttl_ms: u64) -> MetaServer {
     let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
-    MetaServer::start(&MetaConfig { listen, reservation_ttl_ms, ..MetaConfig::default() }).unwrap()
+    MetaServer::start(&MetaConfig { listen, reservation_ttl_ms, lease_ms: reservation_ttl_ms, ..MetaConfig::default() })
+        .unwrap()
 }
 
 fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
@@ -204,7 +206,7 @@ fn a_service_that_goes_away_fails_calls_at_once_and_is_found_again() {
     assert_eq!(get(&owner, "k", 5).0, GetStatus::Unavailable);
     assert_eq!(put(&owner, "k", b"value", false), PutStatus::Unavailable);
     assert!(asked.elapsed() < Duration::from_secs(5), "calls waited for their deadline");
-    let config = MetaConfig { listen: address, reservation_ttl_ms: 1_000, ..MetaConfig::default() };
+    let config = MetaConfig { listen: address, reservation_ttl_ms: 1_000, lease_ms: 1_000, ..MetaConfig::default() };
     let _second = MetaServer::start(&config).unwrap();
     let until = soon();
     while put(&owner, "k", b"again", false) != PutStatus::Stored {
