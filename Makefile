@@ -80,6 +80,12 @@ verify: setup ## the read-only gate: formats, lints, types, stubs, import direct
 	$(BIN)/mypy
 	$(PY) -m mypy.stubtest memcache._core
 
+SIM_ARGS ?= --seeds 100000
+
+.PHONY: sim
+sim: ## 100,000 seeds of the simulated pool, for the night (SIM_ARGS="--seeds 1 --first 42 --trace" replays one)
+	cargo run --release -p memcache-sim -- $(SIM_ARGS)
+
 .PHONY: fix
 fix: setup ## rewrite what formatters and linters can
 	cargo fmt --all
