@@ -13,7 +13,7 @@ __all__ = [
     "MetaService",
     "Store",
     "__version__",
-    "init_logging",
+    "log_local",
     "run_meta",
     "store_settings",
 ]
@@ -26,7 +26,7 @@ _Overrides = list[tuple[str, str]]
 
 def store_settings(path: str | None, overrides: _Overrides) -> list[tuple[str, str]]: ...
 def run_meta(arguments: list[str]) -> int: ...
-def init_logging(filter: str) -> None: ...
+def log_local(path: str | None, overrides: _Overrides) -> None: ...
 
 @final
 class Completion:

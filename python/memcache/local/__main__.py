@@ -8,6 +8,7 @@ import sys
 import threading
 
 from memcache import _core
+from memcache.config import as_overrides
 from memcache.errors import MemCacheError
 from memcache.services import LocalService
 
@@ -32,8 +33,8 @@ def main(arguments: list[str] | None = None) -> int:
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
-    _core.init_logging(overrides.get("log", "info"))
     try:
+        _core.log_local(options.config, as_overrides(overrides))
         service = LocalService(options.config, **overrides).start()
     except MemCacheError as error:
         print(f"memcache-local: {error}", file=sys.stderr)

@@ -185,13 +185,14 @@ def test_the_status_command_shows_the_pool(meta: memcache.MetaService, node: Cal
     assert "127.0.0.1:1" in done.stderr
 
 
-def test_the_local_program_names_bad_settings() -> None:
+@pytest.mark.parametrize(("setting", "named"), [("lend=1GB", "lend_bytes"), ("log=memcache=loud", "loud")])
+def test_the_local_program_names_bad_settings(setting: str, named: str) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "memcache.local", "--set", "lend=1GB"],
+        [sys.executable, "-m", "memcache.local", "--set", setting],
         capture_output=True,
         text=True,
         timeout=30,
         check=False,
     )
     assert done.returncode == 2
-    assert "lend_bytes" in done.stderr
+    assert named in done.stderr

@@ -233,15 +233,21 @@ def test_blocks_are_held_until_every_rank_has_reported(harness: Make) -> None:
     assert not h.connector.has_pending_push_work()
 
 
-def test_each_block_is_saved_once_as_it_fills(harness: Make) -> None:
-    h = harness()
-    h.store.answers = [unit_answer(0)]
-    request = h.add(60, max_tokens=40)
+def names_saved_until_the_end(h: Harness) -> list[bytes]:
+    """Plays request "r" to its end; the hashes of all blocks that were ordered to be saved, in that order."""
     names: list[bytes] = []
     while "r" in h.scheduler.requests:
         output = h.scheduler.schedule()
         names += [name for job in h.orders(output).saves for part in job.parts for name in part.hashes]
         h.answer(output, **h.saved(output))
+    return names
+
+
+def test_each_block_is_saved_once_as_it_fills(harness: Make) -> None:
+    h = harness()
+    h.store.answers = [unit_answer(0)]
+    request = h.add(60, max_tokens=40)
+    names = names_saved_until_the_end(h)
     # 60 prompt tokens and 39 generated ones have KV: three full blocks.
     assert names == request.block_hashes[:3]
 
@@ -250,11 +256,7 @@ def test_decode_blocks_are_left_out_on_request(harness: Make) -> None:
     h = harness(save_decode_blocks=False)
     h.store.answers = [unit_answer(0)]
     request = h.add(60, max_tokens=40)
-    names: list[bytes] = []
-    while "r" in h.scheduler.requests:
-        output = h.scheduler.schedule()
-        names += [name for job in h.orders(output).saves for part in job.parts for name in part.hashes]
-        h.answer(output, **h.saved(output))
+    names = names_saved_until_the_end(h)
     assert names == request.block_hashes[:1]
 
 

@@ -21,6 +21,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 use crate::completion::completion;
 use crate::connect::{CONNECT_TIMEOUT, connect};
 use crate::error::StoreError;
+use crate::random::random_id;
 use crate::runtime;
 
 /// Most requests of one client that may be unanswered.
@@ -105,8 +106,11 @@ struct Waiter {
 
 impl Book {
     /// A connection to `endpoint`, made in the background.
-    pub fn open(endpoint: Endpoint, client: ClientId) -> Result<Arc<Self>, StoreError> {
+    ///
+    /// Each is a client of its own to the service: an owner of reservations and leases that nobody else is.
+    pub fn open(endpoint: Endpoint) -> Result<Arc<Self>, StoreError> {
         let runtime = runtime::handle()?;
+        let client = ClientId::new(random_id()?);
         let shared = Arc::new(Shared {
             endpoint,
             client,
@@ -125,11 +129,6 @@ impl Book {
     /// Where the service is.
     pub fn endpoint(&self) -> &Endpoint {
         &self.shared.endpoint
-    }
-
-    /// Who we are to it.
-    pub fn client(&self) -> ClientId {
-        self.shared.client
     }
 
     /// Which life of the service answered last; `None` before the first answer.

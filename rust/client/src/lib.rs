@@ -23,6 +23,7 @@ pub mod local_service;
 pub mod lookup;
 mod options;
 mod put;
+mod random;
 mod runtime;
 pub mod stats;
 pub mod store;

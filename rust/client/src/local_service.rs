@@ -14,7 +14,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::book::{Book, BookError};
 use crate::error::{InvalidCall, StoreError};
-use crate::store::random_id;
+use crate::random::random_id;
 
 /// Longest wait for one answer about membership.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(2);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use memcache_config::Endpoint;
 use memcache_transport::{Fabric, FabricOptions, ProtocolChoice};
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX};
-use memcache_types::{ClientId, GetStatus, KeyBatch, NodeId, PutStatus};
+use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
 
 use crate::book::Book;
 use crate::buffer::Buffers;
@@ -82,7 +82,7 @@ impl Store {
     ///
     /// Lending memory takes the time to touch all of it.
     pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
-        let book = Book::open(options.endpoint.clone(), ClientId::new(random_id()?))?;
+        let book = Book::open(options.endpoint.clone())?;
         let fabric = Fabric::new(FabricOptions { choice: options.protocol, ..FabricOptions::default() });
         let local = match &options.lend {
             Some(lend) => {
@@ -310,17 +310,5 @@ impl Drop for Store {
 impl fmt::Debug for Store {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Store").field("book", &self.inner.book).field("node", &self.node()).finish_non_exhaustive()
-    }
-}
-
-/// A number nobody else has.
-pub(crate) fn random_id() -> Result<u64, std::io::Error> {
-    let mut bytes = [0u8; 8];
-    loop {
-        rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty())?;
-        let id = u64::from_ne_bytes(bytes);
-        if id != 0 {
-            return Ok(id);
-        }
     }
 }

@@ -1,6 +1,7 @@
 //! One-sided reads and writes of a batch: grouped by link, split over threads, every object with its own result.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
 use memcache_memory::Trailer;
@@ -115,12 +116,6 @@ fn run<T: Send + 'static>(
     let results: Arc<Mutex<Vec<Moved<T>>>> = Arc::default();
     let mut tasks: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
     for group in groups {
-        let counter = match group.link.protocol() {
-            Protocol::Local => &stats.local_bytes,
-            Protocol::HostShm => &stats.host_shm_bytes,
-            Protocol::HostTcp => &stats.host_tcp_bytes,
-        };
-        add(counter, group.moves.iter().map(|one| one.trailer.payload_bytes).sum());
         for (link, moves) in split(group, workers.threads()) {
             let (execute, results, buffers) = (Arc::clone(&execute), Arc::clone(&results), (*buffers).clone());
             tasks.push(Box::new(move || {
@@ -131,15 +126,26 @@ fn run<T: Send + 'static>(
         }
     }
     workers.run_all(tasks);
-    std::mem::take(&mut *results.lock())
+    let results = std::mem::take(&mut *results.lock());
+    for (index, protocol, _) in results.iter().filter(|(_, _, outcome)| outcome.is_ok()) {
+        add(moved_bytes(stats, *protocol), buffers.list(*index).bytes());
+    }
+    results
+}
+
+fn moved_bytes(stats: &Stats, protocol: Protocol) -> &AtomicU64 {
+    match protocol {
+        Protocol::Local => &stats.local_bytes,
+        Protocol::HostShm => &stats.host_shm_bytes,
+        Protocol::HostTcp => &stats.host_tcp_bytes,
+    }
 }
 
 /// Cuts a group into shares of about equal bytes where the calling thread does the copying. A TCP link keeps all
 /// its connections busy from one thread and is left whole.
 fn split(group: Group, threads: usize) -> Vec<(Arc<dyn Link>, Vec<Move>)> {
     let total: u64 = group.moves.iter().map(|one| one.trailer.payload_bytes).sum();
-    let copies_itself = matches!(group.link.protocol(), Protocol::Local | Protocol::HostShm);
-    if !copies_itself || threads < 2 || total < SPLIT_BYTES_MIN || group.moves.len() < 2 {
+    if !group.link.capabilities().copies_on_caller || threads < 2 || total < SPLIT_BYTES_MIN || group.moves.len() < 2 {
         return vec![(group.link, group.moves)];
     }
     let share = total.div_ceil(threads as u64);

@@ -13,9 +13,7 @@ use memcache_meta::MetaServer;
 use memcache_proto::pack::keys_to_wire;
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::{Fabric, FabricOptions, Link, ProtocolChoice, ReadOp, RegionDescriptor, WriteOp};
-use memcache_types::{
-    ClientId, Extent, GetStatus, GlobalAddress, KeyBatch, PutStatus, ScatterList, SegmentId, extent_bytes,
-};
+use memcache_types::{Extent, GetStatus, GlobalAddress, KeyBatch, PutStatus, ScatterList, SegmentId, extent_bytes};
 
 const LENT: u64 = 8 << 20;
 
@@ -113,7 +111,7 @@ fn a_value_comes_back_over_every_protocol() {
 fn a_writer_that_dies_between_reserve_and_seal_leaves_the_key_free() {
     let meta = meta(20_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
-    let dying = Book::open(meta.address().clone(), ClientId::new(77)).unwrap();
+    let dying = Book::open(meta.address().clone()).unwrap();
     let reserve =
         pb::Reserve { keys: Some(keys_to_wire(&keys(&["k"]))), payload_bytes: vec![5], near: 0, exclusive: false };
     let reply::Body::Reserve(granted) = dying.call(request::Body::Reserve(reserve), soon()).unwrap().body else {
@@ -131,7 +129,7 @@ fn a_writer_that_dies_between_reserve_and_seal_leaves_the_key_free() {
 fn a_reservation_that_ran_out_no_longer_holds_the_key() {
     let meta = meta(1_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
-    let dying = Book::open(meta.address().clone(), ClientId::new(77)).unwrap();
+    let dying = Book::open(meta.address().clone()).unwrap();
     let reserve =
         pb::Reserve { keys: Some(keys_to_wire(&keys(&["k"]))), payload_bytes: vec![5], near: 0, exclusive: true };
     dying.call(request::Body::Reserve(reserve), soon()).unwrap();

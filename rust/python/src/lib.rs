@@ -27,6 +27,6 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<services::LocalService>()?;
     module.add_function(wrap_pyfunction!(config::store_settings, module)?)?;
     module.add_function(wrap_pyfunction!(services::run_meta, module)?)?;
-    module.add_function(wrap_pyfunction!(services::init_logging, module)?)?;
+    module.add_function(wrap_pyfunction!(services::log_local, module)?)?;
     Ok(())
 }

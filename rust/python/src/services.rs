@@ -8,14 +8,13 @@ use std::time::{Duration, Instant};
 use memcache_client::{Book, LocalOptions, LocalService as Node};
 use memcache_config::LocalConfig;
 use memcache_meta::MetaServer;
-use memcache_types::ClientId;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
 use tracing_subscriber::EnvFilter;
 
 use crate::arguments::deadline;
 use crate::config::{Overrides, local_config, meta_config};
-use crate::errors::{meta_error, store_error};
+use crate::errors::{ConfigError, meta_error, store_error};
 
 /// How often a waiting service looks whether Python has a signal for it.
 const SIGNAL_PERIOD: Duration = Duration::from_millis(100);
@@ -82,8 +81,7 @@ impl LocalService {
     fn new(py: Python<'_>, path: Option<PathBuf>, overrides: Overrides) -> PyResult<Self> {
         let config: LocalConfig = local_config(path.as_deref(), &overrides)?;
         py.detach(|| {
-            let client = ClientId::new(u64::from(std::process::id()));
-            let book = Book::open(config.meta_address.clone(), client)?;
+            let book = Book::open(config.meta_address.clone())?;
             let node = Node::start(Arc::clone(&book), &LocalOptions::from_config(&config))?;
             Ok(Self { node, book })
         })
@@ -127,14 +125,18 @@ pub(crate) fn run_meta(py: Python<'_>, arguments: Vec<String>) -> u8 {
     py.detach(|| memcache_meta::run_cli(arguments))
 }
 
-/// Sends this process's log lines to stderr, as `filter` says; the first call decides.
+/// Sends the log lines of a `LocalService` program to stderr, as its setting `log` says.
 #[pyfunction]
-pub(crate) fn init_logging(filter: &str) {
-    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+#[pyo3(signature = (path, overrides))]
+pub(crate) fn log_local(path: Option<PathBuf>, overrides: Overrides) -> PyResult<()> {
+    let log = local_config(path.as_deref(), &overrides)?.log;
+    let filter = EnvFilter::try_new(&log).map_err(|error| ConfigError::new_err(format!("log = {log:?}: {error}")))?;
+    let stderr_is_terminal = std::io::stderr().is_terminal();
     // A host process that has a log already keeps it.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        .with_ansi(std::io::stderr().is_terminal())
+        .with_ansi(stderr_is_terminal)
         .try_init();
+    Ok(())
 }
