@@ -13,6 +13,7 @@ PY := $(BIN)/python
 NEXTEST := $(shell cargo nextest --version >/dev/null 2>&1 && echo yes)
 NEXTEST_SETTINGS := $(if $(CI),ci,default)
 
+BENCH_ARGS ?=
 DEMO_ARGS ?=
 PYTEST_ARGS ?=
 
@@ -28,6 +29,11 @@ demo-kill: setup ## the same, with the MetaService killed and restarted in the m
 .PHONY: bench
 bench: setup ## put and get against memcpy, over shared memory and TCP
 	$(PY) benchmarks/bench_transfer.py
+
+.PHONY: bench-peers
+bench-peers: setup ## put and get beside memcpy, Mooncake, NIXL and Redis (installs them into .venv-peers)
+	$(PYTHON3) -m venv .venv-peers && .venv-peers/bin/pip install --quiet -r benchmarks/requirements-peers.txt
+	PYTHONPATH=python .venv-peers/bin/python benchmarks/bench_peers.py $(BENCH_ARGS)
 
 ##@ Build
 .PHONY: setup
@@ -101,7 +107,7 @@ clean: ## remove build output and demo state; keeps .venv
 
 .PHONY: distclean
 distclean: clean ## clean, and .venv too
-	rm -rf .venv
+	rm -rf .venv .venv-peers
 
 .PHONY: help
 help: ## this list
