@@ -105,7 +105,14 @@ fn measure(count: usize) {
         for first in (0..count).step_by(CALL_KEYS) {
             let own = first..(first + CALL_KEYS).min(count);
             let keys = KeyBatch::from_keys(own.map(|number| key(number as u64))).expect("keys within the limits");
-            let request = ReserveRequest { keys: &keys, payload_bytes: &[PAYLOAD_BYTES], near: None, exclusive: false };
+            let request = ReserveRequest {
+                keys: &keys,
+                payload_bytes: &[PAYLOAD_BYTES],
+                near: None,
+                exclusive: false,
+                replicas: 1,
+                preferred: &[],
+            };
             let reserved = core.reserve(now, CLIENT, &request, effects).expect("a request within the limits");
             let ids: Vec<u64> = reserved.tickets.iter().map(|ticket| ticket.reservation.get()).collect();
             core.seal(now, CLIENT, &ids, effects).expect("a request within the limits");
@@ -120,7 +127,7 @@ fn measure(count: usize) {
     let prefix = rate(LOOKUPS, || many.iter().for_each(|keys| found += core.match_prefix(now, keys, effects).present));
     let locate = rate(LOOKUPS, || {
         for keys in &few {
-            let located = core.locate(now, CLIENT, keys, effects).expect("a request within the limits");
+            let located = core.locate(now, CLIENT, keys, None, effects).expect("a request within the limits");
             let lease = located.lease.expect("all are there").get();
             core.release(now, CLIENT, &[lease], effects).expect("a request within the limits");
         }

@@ -10,7 +10,9 @@
 //!
 //! `CONTRACT.md` lists what it promises and the test of each promise.
 
+mod burial;
 mod clock;
+mod drain;
 mod effect;
 mod fingerprints;
 mod index;
@@ -21,34 +23,43 @@ mod membership;
 mod node;
 mod object;
 mod place;
+mod places;
 mod refusal;
 mod remove;
+mod repair;
+mod replicas;
 mod reserve;
 mod segment;
 mod slab;
 mod space;
 mod status;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
 use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
 
 pub use self::clock::Millis;
+pub use self::drain::DrainReport;
 pub use self::effect::{Effect, GoneReason};
 pub use self::fingerprints::Difference;
 pub use self::lookup::{Found, LocateReply, PrefixReply};
-pub use self::membership::{JoinReply, SegmentDescription, SegmentOffer};
+pub use self::membership::{Beat, JoinReply, SegmentDescription, SegmentOffer};
+pub use self::node::Drain;
 pub use self::refusal::Refusal;
+pub use self::repair::{CopyTask, WorkReply};
 pub use self::reserve::{ReserveReply, ReserveRequest, Ticket};
 pub use self::status::{NodeReport, Report};
 
 use self::fingerprints::Fingerprints;
 use self::index::KeyIndex;
+use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
 use self::lookup::Lease;
 use self::node::Node;
 use self::object::Object;
+use self::places::Places;
+use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
 use self::slab::{Slab, Slot};
@@ -87,10 +98,20 @@ pub struct Core {
     uses: u64,
     index: KeyIndex,
     objects: Slab<Object>,
+    /// Keys that are readable, and their replicas; those on nodes that are gone count until they are forgotten.
     readable: u64,
+    replicas: u64,
     segments: Slab<Segment>,
     segment_ids: BTreeMap<SegmentId, Slot<Segment>>,
+    places: Places,
+    /// Segments whose nodes are gone, until all their objects are forgotten.
+    graves: VecDeque<Slot<Segment>>,
     nodes: Slab<Node>,
+    /// Nodes that are being emptied.
+    draining: BTreeSet<Slot<Node>>,
+    repairs: Repairs,
+    /// Reservations that copy replicas.
+    copies: usize,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
     /// Newest incarnation of nodes that are gone, and the order in which they went.
     departed: BTreeMap<NodeId, Incarnation>,
@@ -129,9 +150,15 @@ impl Core {
             index: KeyIndex::new(),
             objects: Slab::new(),
             readable: 0,
+            replicas: 0,
             segments: Slab::new(),
             segment_ids: BTreeMap::new(),
+            places: Places::default(),
+            graves: VecDeque::new(),
             nodes: Slab::new(),
+            draining: BTreeSet::new(),
+            repairs: Repairs::default(),
+            copies: 0,
             node_ids: BTreeMap::new(),
             departed: BTreeMap::new(),
             departed_order: VecDeque::new(),
@@ -171,13 +198,18 @@ impl Core {
         if self.now >= self.next_death {
             self.drop_silent_nodes(effects);
         }
+        self.end_rests();
+        self.bury(CALL_BURIALS_MAX);
     }
 
     /// What is to be done now and then: [`Self::advance`], and eviction down to the low watermark. True: there is
     /// more to evict than one tick may; call again soon.
     pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) -> bool {
         self.advance(now, effects);
-        self.evict_to_watermark(effects)
+        let buries = self.bury(TICK_BURIALS_MAX);
+        let drains = self.drain_step();
+        self.find_repairs();
+        self.evict_to_watermark(effects) || buries || drains
     }
 
     fn next_serial(&mut self) -> u64 {

@@ -4,7 +4,7 @@ use memcache_proto::pack::{self, WireError};
 use memcache_proto::pb::{self, reply, request};
 use memcache_types::{ClientId, Epoch, Incarnation, KeyBatch, NodeId, Tier};
 
-use crate::core::{Core, Effect, Millis, Refusal, ReserveRequest, SegmentOffer};
+use crate::core::{Core, DrainReport, Effect, Millis, Refusal, ReserveRequest, SegmentOffer};
 
 /// Answers one request. Trouble with the whole request becomes a `Failure` that names it; nothing here panics on bad
 /// input. What the shell should log is added to `effects`.
@@ -64,8 +64,9 @@ fn answer(
             core.abort(now, client, &reservations, effects)?;
             reply::Body::Abort(pb::AbortReply {})
         }
-        request::Body::Locate(pb::Locate { keys }) => {
-            reply::Body::Locate(locate(core, now, client, &pack::keys_from_wire(keys)?, effects)?)
+        request::Body::Locate(pb::Locate { keys, near }) => {
+            let near = Some(near).filter(|node| *node != 0).map(NodeId::new);
+            reply::Body::Locate(locate(core, now, client, &pack::keys_from_wire(keys)?, near, effects)?)
         }
         request::Body::Release(pb::Release { leases }) => {
             core.release(now, client, &leases, effects)?;
@@ -91,8 +92,9 @@ fn answer(
         }
         request::Body::Join(request) => reply::Body::Join(join(core, now, request, effects)?),
         request::Body::Heartbeat(pb::Heartbeat { node, incarnation }) => {
-            let joined = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
-            reply::Body::Heartbeat(pb::HeartbeatReply { joined })
+            let beat = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
+            let drain = drain_state(beat.drain);
+            reply::Body::Heartbeat(pb::HeartbeatReply { joined: beat.joined, work: beat.work, drain })
         }
         request::Body::Leave(pb::Leave { node, incarnation }) => {
             core.leave(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
@@ -114,6 +116,8 @@ fn answer(
                 .collect();
             reply::Body::RegisterFingerprint(pb::RegisterFingerprintReply { differences })
         }
+        request::Body::Work(request) => reply::Body::Work(replicas::work(core, now, client, &request, effects)?),
+        request::Body::Drain(request) => reply::Body::Drain(replicas::drain(core, now, request, effects)),
         request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
     })
 }
@@ -132,8 +136,15 @@ fn reserve(
 ) -> Result<pb::ReserveReply, Fault> {
     let keys = pack::keys_from_wire(request.keys)?;
     let near = Some(request.near).filter(|node| *node != 0).map(NodeId::new);
-    let request =
-        ReserveRequest { keys: &keys, payload_bytes: &request.payload_bytes, near, exclusive: request.exclusive };
+    let preferred: Vec<NodeId> = request.preferred.iter().copied().map(NodeId::new).collect();
+    let request = ReserveRequest {
+        keys: &keys,
+        payload_bytes: &request.payload_bytes,
+        near,
+        exclusive: request.exclusive,
+        replicas: request.replicas.max(1) as usize,
+        preferred: &preferred,
+    };
     let found = core.reserve(now, client, &request, effects)?;
     let tickets = &found.tickets;
     Ok(pb::ReserveReply {
@@ -144,6 +155,8 @@ fn reserve(
         generations: tickets.iter().map(|ticket| ticket.generation.get()).collect(),
         ttl_ms: core.settings().reservation_ttl_ms,
         largest_bytes: found.largest_bytes,
+        // One each goes without saying.
+        replicas: if request.replicas > 1 { found.replicas } else { Vec::new() },
     })
 }
 
@@ -152,10 +165,11 @@ fn locate(
     now: Millis,
     client: ClientId,
     keys: &KeyBatch,
+    near: Option<NodeId>,
     effects: &mut Vec<Effect>,
 ) -> Result<pb::LocateReply, Fault> {
-    let located = core.locate(now, client, keys, effects)?;
-    let found = &located.found;
+    let located = core.locate(now, client, keys, near, effects)?;
+    let (found, others) = (&located.found, &located.others);
     Ok(pb::LocateReply {
         outcomes: pack::outcomes_to_wire(&located.outcomes),
         segments: found.iter().map(|found| found.address.segment().get()).collect(),
@@ -164,6 +178,10 @@ fn locate(
         generations: found.iter().map(|found| found.generation.get()).collect(),
         lease: located.lease.map_or(0, memcache_types::LeaseId::get),
         lease_ms: core.settings().lease_ms,
+        other_of: others.iter().map(|(position, _)| key_count(*position)).collect(),
+        other_segments: others.iter().map(|(_, found)| found.address.segment().get()).collect(),
+        other_offsets: others.iter().map(|(_, found)| found.address.offset()).collect(),
+        other_generations: others.iter().map(|(_, found)| found.generation.get()).collect(),
     })
 }
 
@@ -225,6 +243,10 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
         evicted_objects: report.evicted_objects,
         evicted_bytes: report.evicted_bytes,
         uptime_ms: report.uptime_ms,
+        replicas: report.replicas,
+        repairs_waiting: report.repairs_waiting,
+        copies: report.copies,
+        copied: report.copied,
         nodes: report
             .nodes
             .into_iter()
@@ -236,10 +258,21 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
                 used_bytes: node.used_bytes,
                 objects: node.objects,
                 heartbeat_age_ms: node.heartbeat_age_ms,
+                drain: drain_state(node.drain),
             })
             .collect(),
     }
 }
 
+fn drain_state(report: DrainReport) -> i32 {
+    let state = match report {
+        DrainReport { drain: None, .. } => pb::DrainState::NotDraining,
+        DrainReport { is_empty: false, .. } => pb::DrainState::Draining,
+        DrainReport { is_empty: true, .. } => pb::DrainState::Drained,
+    };
+    state.into()
+}
+
+mod replicas;
 #[cfg(test)]
 mod tests;

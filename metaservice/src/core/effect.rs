@@ -2,6 +2,8 @@
 
 use memcache_types::{Incarnation, NodeId};
 
+use super::node::Drain;
+
 /// Something that happened and that the shell should log and count.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
@@ -39,6 +41,13 @@ pub enum Effect {
         objects: u64,
         /// Extents they took up.
         bytes: u64,
+    },
+    /// A node begins to be emptied, or `None`: it does no longer.
+    Draining {
+        /// The node.
+        node: NodeId,
+        /// How.
+        drain: Option<Drain>,
     },
     /// Reservations ran out before they were sealed.
     ReservationsExpired {

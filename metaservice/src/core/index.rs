@@ -15,10 +15,57 @@ pub(super) const CHUNK: usize = 64;
 pub(super) struct Entry {
     key: Box<[u8]>,
     hash: u64,
-    /// The readable object.
+    /// The first of its replicas, which are a chain of siblings.
     pub(super) object: Option<Slot<Object>>,
+    /// Live reservations, replicas wanted and marks, packed: there are many entries.
+    state: u32,
+}
+
+/// Bits of [`Entry::state`] that count live reservations. There are never more of them.
+const WRITERS: u32 = (1 << 24) - 1;
+const _: () = assert!(super::limits::RESERVATIONS_MAX <= WRITERS as usize);
+const WANTED_SHIFT: u32 = 24;
+const WANTED: u32 = 0b1111 << WANTED_SHIFT;
+const _: () = assert!(memcache_types::limits::REPLICAS_MAX <= 0b1111);
+const QUEUED: u32 = 1 << 28;
+
+impl Entry {
     /// Live reservations.
-    pub(super) writers: u32,
+    pub(super) const fn writers(&self) -> u32 {
+        self.state & WRITERS
+    }
+
+    pub(super) const fn add_writer(&mut self) {
+        self.state += 1;
+    }
+
+    pub(super) fn remove_writer(&mut self) {
+        debug_assert!(self.writers() > 0, "a reservation has its writer");
+        self.state -= 1;
+    }
+
+    /// How many replicas there should be. Means something only while there is one.
+    pub(super) const fn wanted(&self) -> usize {
+        ((self.state & WANTED) >> WANTED_SHIFT) as usize
+    }
+
+    pub(super) fn want(&mut self, replicas: usize) {
+        let replicas = u32::try_from(replicas).unwrap_or(1).clamp(1, WANTED >> WANTED_SHIFT);
+        self.state = self.state & !WANTED | replicas << WANTED_SHIFT;
+    }
+
+    /// Whether it waits to be given the replicas that it lacks.
+    pub(super) const fn is_queued(&self) -> bool {
+        self.state & QUEUED != 0
+    }
+
+    pub(super) const fn set_queued(&mut self, queued: bool) {
+        self.state = if queued { self.state | QUEUED } else { self.state & !QUEUED };
+    }
+
+    pub(super) fn key(&self) -> &[u8] {
+        &self.key
+    }
 }
 
 /// All entries, found by key. Hashes only narrow the search: whole keys are compared.
@@ -97,10 +144,21 @@ impl KeyIndex {
         if let Some(slot) = self.find_hashed(key, hash) {
             return slot;
         }
-        let slot = self.entries.insert(Entry { key: key.into(), hash, object: None, writers: 0 });
+        let slot = self.entries.insert(Entry { key: key.into(), hash, object: None, state: 0 });
         let entries = &self.entries;
         self.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
         slot
+    }
+
+    /// Whether an entry that was there a moment ago still is.
+    pub(super) fn knows(&self, slot: Slot<Entry>) -> bool {
+        self.entries.get(slot).is_some()
+    }
+
+    /// Up to `count` entries from position `start` on, in no order that means anything, and where to go on; `None` at
+    /// the end.
+    pub(super) fn walk(&self, start: usize, count: usize) -> (impl Iterator<Item = Slot<Entry>> + '_, Option<usize>) {
+        self.entries.walk(start, count)
     }
 
     pub(super) fn get(&self, slot: Slot<Entry>) -> &Entry {
@@ -114,7 +172,7 @@ impl KeyIndex {
     /// Forgets a key that is neither readable nor being written.
     pub(super) fn forget_if_idle(&mut self, slot: Slot<Entry>) {
         let entry = &self.entries[slot];
-        if entry.object.is_some() || entry.writers > 0 {
+        if entry.object.is_some() || entry.writers() > 0 {
             return;
         }
         if let Ok(occupied) = self.table.find_entry(entry.hash, |other| other.slot == slot) {
@@ -135,7 +193,7 @@ mod tests {
         let name = |number: usize| format!("key number {number}").into_bytes();
         for number in (0..300).step_by(3) {
             let slot = index.find_or_insert(&name(number));
-            index.get_mut(slot).writers = 1;
+            index.get_mut(slot).add_writer();
         }
         let keys = KeyBatch::from_keys((0..200).map(name)).unwrap();
         for start in (0..keys.len()).step_by(CHUNK) {
@@ -154,7 +212,7 @@ mod tests {
         let mut index = KeyIndex::new();
         let (known, other) = (b"known".as_slice(), b"other".as_slice());
         let hash = KeyDigest::of(other).low();
-        let slot = index.entries.insert(Entry { key: known.into(), hash, object: None, writers: 1 });
+        let slot = index.entries.insert(Entry { key: known.into(), hash, object: None, state: 1 });
         index.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
         let keys = KeyBatch::from_keys([other]).unwrap();
         assert_eq!(index.find_chunk(&keys, 0)[0], None);

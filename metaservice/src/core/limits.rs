@@ -38,3 +38,30 @@ pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
 
 /// Most objects evicted in one tick. The next tick goes on.
 pub const TICK_EVICTIONS_MAX: usize = 4096;
+
+/// Most objects of a node that is gone that one call forgets; the next calls go on.
+pub const CALL_BURIALS_MAX: usize = 256;
+
+/// Most of them that one tick forgets.
+pub const TICK_BURIALS_MAX: usize = 4096;
+
+/// Most keys that wait in line for more replicas. Those beyond are found again by going through all keys.
+pub const REPAIRS_MAX: usize = 1 << 22;
+
+/// Most copies under way.
+pub const COPIES_MAX: usize = 1 << 14;
+
+/// Most copies handed out in one reply.
+pub const REPLY_COPIES_MAX: usize = 1024;
+
+/// Most keys looked at for one reply.
+pub const REPLY_REPAIRS_SEEN_MAX: usize = 512;
+
+/// Most keys looked at in one tick for those that lack replicas but do not stand in line.
+pub const TICK_KEYS_SEEN_MAX: usize = 8192;
+
+/// Most objects that one tick takes from nodes that are being drained.
+pub const TICK_DRAINED_MAX: usize = 4096;
+
+/// Segments with the most free bytes that are tried before the one with the longest free run.
+pub const PLACES_TRIED_MAX: usize = 16;

@@ -1,7 +1,7 @@
 //! Reading: find objects, keep them in place while they are read, let go.
 
 use memcache_proto::pb::LocateOutcome;
-use memcache_types::{ClientId, Generation, GlobalAddress, KeyBatch, LeaseId};
+use memcache_types::{ClientId, Generation, GlobalAddress, KeyBatch, LeaseId, NodeId, SegmentId};
 
 use super::Core;
 use super::clock::Millis;
@@ -9,6 +9,7 @@ use super::effect::Effect;
 use super::index::{CHUNK, Entry};
 use super::limits::{LEASED_MAX, LEASES_MAX};
 use super::list::{Links, linked};
+use super::node::Node;
 use super::object::Object;
 use super::refusal::Refusal;
 use super::reserve::{check_count, hash_id};
@@ -42,8 +43,10 @@ pub struct Found {
 pub struct LocateReply {
     /// One a key.
     pub outcomes: Vec<LocateOutcome>,
-    /// One for each key that is `Located`, in key order.
+    /// A replica of each key that is `Located`, in key order: the one on the reader's node, if it has one.
     pub found: Vec<Found>,
+    /// The other replicas: position in `found`, and where it is.
+    pub others: Vec<(usize, Found)>,
     /// The lease on all of them; `None` when there are none.
     pub lease: Option<LeaseId>,
 }
@@ -58,12 +61,14 @@ pub struct PrefixReply {
 }
 
 impl Core {
-    /// Finds objects and keeps them in place under one lease of bounded length.
+    /// Finds objects and keeps all their replicas in place under one lease of bounded length. `near` is the reader's
+    /// node.
     pub fn locate(
         &mut self,
         now: Millis,
         client: ClientId,
         keys: &KeyBatch,
+        near: Option<NodeId>,
         effects: &mut Vec<Effect>,
     ) -> Result<LocateReply, Refusal> {
         self.advance(now, effects);
@@ -78,25 +83,18 @@ impl Core {
         let mut reply = LocateReply {
             outcomes: Vec::with_capacity(keys.len()),
             found: Vec::with_capacity(keys.len()),
+            others: Vec::new(),
             lease: None,
         };
+        let near = near.and_then(|id| self.node_ids.get(&id).copied());
         let mut objects = Vec::with_capacity(keys.len());
         for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
             for entry in &chunk[..CHUNK.min(keys.len() - start)] {
-                let (outcome, object) = self.judge(*entry);
+                let (outcome, first) = self.judge(*entry);
                 reply.outcomes.push(outcome);
-                if let Some(slot) = object
-                    && let Some(segment) = self.objects[slot].segment
-                {
-                    self.add_lease(slot);
-                    let object = &self.objects[slot];
-                    reply.found.push(Found {
-                        address: GlobalAddress::new(self.segments[segment].id, object.offset),
-                        payload_bytes: object.payload_bytes,
-                        generation: object.generation(),
-                    });
-                    objects.push(slot);
+                if let Some(first) = first {
+                    self.find_replicas(first, near, &mut reply, &mut objects);
                 }
             }
         }
@@ -106,7 +104,48 @@ impl Core {
         Ok(reply)
     }
 
-    fn new_lease(&mut self, client: ClientId, objects: Box<[Slot<Object>]>) -> LeaseId {
+    /// Adds the replicas of a key, from the first on, to a reply and to the objects under its lease. Past the limit of
+    /// objects under leases one replica must do.
+    fn find_replicas(
+        &mut self,
+        first: Slot<Object>,
+        near: Option<Slot<Node>>,
+        reply: &mut LocateReply,
+        objects: &mut Vec<Slot<Object>>,
+    ) {
+        let (mut next, position) = (Some(first), reply.found.len());
+        while let Some(slot) = next {
+            next = self.objects[slot].sibling;
+            let Some(node) = self.node_of(slot) else { continue };
+            let is_first = reply.found.len() == position;
+            if !is_first && self.leased + objects.len() >= LEASED_MAX {
+                return;
+            }
+            let found = self.found(slot);
+            if is_first {
+                reply.found.push(found);
+            } else if Some(node) == near {
+                reply.others.push((position, std::mem::replace(&mut reply.found[position], found)));
+            } else {
+                reply.others.push((position, found));
+            }
+            self.add_lease(slot);
+            objects.push(slot);
+        }
+    }
+
+    /// Where a replica is whose node is there.
+    pub(super) fn found(&self, slot: Slot<Object>) -> Found {
+        let object = &self.objects[slot];
+        let segment = object.segment.map_or(SegmentId::new(0), |segment| self.segments[segment].id);
+        Found {
+            address: GlobalAddress::new(segment, object.offset),
+            payload_bytes: object.payload_bytes,
+            generation: object.generation(),
+        }
+    }
+
+    pub(super) fn new_lease(&mut self, client: ClientId, objects: Box<[Slot<Object>]>) -> LeaseId {
         let serial = self.next_serial();
         self.leased += objects.len();
         let deadline = self.now.plus(self.settings.lease_ms.into());
@@ -146,7 +185,7 @@ impl Core {
         }
     }
 
-    fn add_lease(&mut self, slot: Slot<Object>) {
+    pub(super) fn add_lease(&mut self, slot: Slot<Object>) {
         if self.objects[slot].leases == 0 {
             self.leave_idle(slot);
             if let Some(segment) = self.objects[slot].segment {
@@ -186,14 +225,14 @@ impl Core {
     pub fn match_prefix(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> PrefixReply {
         self.advance(now, effects);
         let mut reply = PrefixReply::default();
-        let mut objects = Vec::new();
+        let mut readable = Vec::new();
         'keys: for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
             for entry in &chunk[..CHUNK.min(keys.len() - start)] {
                 match self.judge(*entry) {
-                    (LocateOutcome::Located, object) if reply.present == reply.pending => {
+                    (LocateOutcome::Located, _) if reply.present == reply.pending => {
                         reply.present += 1;
-                        objects.extend(object);
+                        readable.extend(*entry);
                     }
                     (LocateOutcome::Located | LocateOutcome::LocatePending, _) => {}
                     _ => break 'keys,
@@ -202,8 +241,8 @@ impl Core {
             }
         }
         // The head of the chain is to be the last to go.
-        for object in objects.into_iter().rev() {
-            self.touch(object);
+        for entry in readable.into_iter().rev() {
+            self.touch(entry);
         }
         reply
     }
@@ -219,13 +258,18 @@ impl Core {
         outcomes
     }
 
+    /// What a key is, and the first of its replicas if it is readable: perhaps one that is gone.
     fn judge(&self, entry: Option<Slot<Entry>>) -> (LocateOutcome, Option<Slot<Object>>) {
         let Some(entry) = entry else {
             return (LocateOutcome::LocateAbsent, None);
         };
-        match self.index.get(entry).object {
-            Some(object) => (LocateOutcome::Located, Some(object)),
-            None => (LocateOutcome::LocatePending, None),
+        let known = self.index.get(entry);
+        match known.object {
+            Some(_) if !self.graves.is_empty() && !self.chain(entry).any(|object| self.is_live(object)) => {}
+            Some(object) => return (LocateOutcome::Located, Some(object)),
+            None => {}
         }
+        let written = known.writers() > 0;
+        (if written { LocateOutcome::LocatePending } else { LocateOutcome::LocateAbsent }, None)
     }
 }

@@ -6,6 +6,7 @@ use memcache_types::limits::{
 use memcache_types::{Epoch, Incarnation, NodeId, SegmentId, Tier};
 
 use super::clock::Millis;
+use super::drain::DrainReport;
 use super::effect::{Effect, GoneReason};
 use super::limits::{DEPARTED_MAX, NODES_MAX};
 use super::list::List;
@@ -36,6 +37,17 @@ pub struct SegmentOffer {
 pub struct JoinReply {
     /// One for each offer, in order.
     pub segments: Vec<SegmentId>,
+}
+
+/// What a node is told that tells that it lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Beat {
+    /// Whether it is known. If not, it should join again.
+    pub joined: bool,
+    /// Whether there may be copies to make: it should ask.
+    pub work: bool,
+    /// How far it is with being emptied.
+    pub drain: DrainReport,
 }
 
 /// What a reader needs to know about a segment.
@@ -85,8 +97,14 @@ impl Core {
         let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);
         let usable_from = if rests { self.now.plus(rest_ms.into()) } else { self.now };
         let bytes = offers.iter().map(|offer| offer.bytes).sum();
-        let slot =
-            self.nodes.insert(Node { id: node, incarnation, name: name.into(), segments: Vec::new(), heard: self.now });
+        let slot = self.nodes.insert(Node {
+            id: node,
+            incarnation,
+            name: name.into(),
+            segments: Vec::new(),
+            drain: None,
+            heard: self.now,
+        });
         self.node_ids.insert(node, slot);
         self.next_death = self.next_death.min(self.now.plus(self.settings.node_dead_ms.into()));
         let segments = offers.into_iter().map(|offer| self.add_segment(slot, offer, usable_from)).collect();
@@ -105,12 +123,17 @@ impl Core {
             space: SpaceMap::new(offer.bytes),
             usable_from,
             idle: List::new(),
+            surplus: List::new(),
             idle_bytes: 0,
             leased: List::new(),
             objects: 0,
+            reservations: Vec::new(),
+            gone: false,
+            shelved: None,
         });
         self.segment_ids.insert(id, slot);
         self.nodes[node].segments.push(slot);
+        self.open_places(slot);
         id
     }
 
@@ -144,22 +167,23 @@ impl Core {
         Ok(())
     }
 
-    /// A node tells that it lives. False: it is unknown and should join again.
+    /// A node tells that it lives.
     pub fn heartbeat(
         &mut self,
         now: Millis,
         node: NodeId,
         incarnation: Incarnation,
         effects: &mut Vec<Effect>,
-    ) -> Result<bool, Refusal> {
+    ) -> Result<Beat, Refusal> {
         self.advance(now, effects);
         self.check_incarnation(node, incarnation)?;
+        let work = self.has_work();
         let Some(slot) = self.node_ids.get(&node).copied().filter(|slot| self.nodes[*slot].incarnation == incarnation)
         else {
-            return Ok(false);
+            return Ok(Beat { joined: false, work, drain: DrainReport::default() });
         };
         self.nodes[slot].heard = self.now;
-        Ok(true)
+        Ok(Beat { joined: true, work, drain: self.drain_report(slot) })
     }
 
     /// A node takes its memory back at once. An unknown one has nothing to take.
@@ -211,7 +235,7 @@ impl Core {
         }
     }
 
-    fn check_incarnation(&self, node: NodeId, claimed: Incarnation) -> Result<(), Refusal> {
+    pub(super) fn check_incarnation(&self, node: NodeId, claimed: Incarnation) -> Result<(), Refusal> {
         let joined = self.node_ids.get(&node).map(|slot| self.nodes[*slot].incarnation);
         match joined.or_else(|| self.departed.get(&node).copied()) {
             Some(current) if claimed < current => Err(Refusal::Stale { node, claimed, current }),
@@ -236,33 +260,16 @@ impl Core {
 
     /// Takes a node's segments out of the pool: its objects and reservations are gone at once. Objects under a lease
     /// are kept only so that the lease can end.
-    fn drop_node(&mut self, slot: Slot<Node>, reason: GoneReason, effects: &mut Vec<Effect>) {
+    pub(super) fn drop_node(&mut self, slot: Slot<Node>, reason: GoneReason, effects: &mut Vec<Effect>) {
+        self.draining.remove(&slot);
+        let segments = std::mem::take(&mut self.nodes[slot].segments);
+        let objects = segments.iter().map(|segment| self.segments[*segment].objects).sum();
+        for segment in segments {
+            self.give_up(segment);
+        }
         let node = self.nodes.remove(slot);
         self.node_ids.remove(&node.id);
         self.remember_departed(node.id, node.incarnation);
-        let lost: Vec<_> = self
-            .reservation_order
-            .iter(&self.reservations)
-            .filter(|reservation| node.segments.contains(&self.reservations[*reservation].segment))
-            .collect();
-        for reservation in lost {
-            let reservation = self.remove_reservation(reservation);
-            self.forget_writer(reservation.entry);
-        }
-        let mut objects = 0;
-        for slot in node.segments {
-            objects += self.segments[slot].objects;
-            while let Some(object) = self.segments[slot].idle.oldest() {
-                self.remove_object(object);
-            }
-            while let Some(object) = self.segments[slot].leased.oldest() {
-                self.remove_object(object);
-                self.segments[slot].leased.unlink(&mut self.objects, object);
-                self.objects[object].segment = None;
-            }
-            let segment = self.segments.remove(slot);
-            self.segment_ids.remove(&segment.id);
-        }
         effects.push(Effect::NodeGone {
             node: node.id,
             incarnation: node.incarnation,

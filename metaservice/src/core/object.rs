@@ -9,15 +9,17 @@ use super::list::{Links, linked};
 use super::segment::Segment;
 use super::slab::Slot;
 
-/// A sealed object: readable while it has an entry, in place while it is readable or leased.
+/// A sealed object, one replica of its key: readable while it has an entry, in place while it is readable or leased.
 ///
-/// It is in exactly one list of its segment: `leased` while anybody holds a lease on it, else `idle`. Kept small: there
-/// are many of them.
+/// It is in exactly one list of its segment: `leased` while anybody holds a lease on it, else `surplus` while its key
+/// has other replicas, else `idle`. Kept small: there are many of them.
 #[derive(Debug)]
 pub(super) struct Object {
     pub(super) links: Links<Object>,
     /// `None`: removed, and kept only for those who still read it.
     pub(super) entry: Option<Slot<Entry>>,
+    /// The next replica of the same key.
+    pub(super) sibling: Option<Slot<Object>>,
     /// `None`: its node is gone, and it is kept only for the leases that name it.
     pub(super) segment: Option<Slot<Segment>>,
     pub(super) leases: u32,

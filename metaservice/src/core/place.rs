@@ -1,48 +1,53 @@
 //! Where new objects go, and which old ones make room.
 
-use memcache_types::{NodeId, SegmentId};
+use std::cmp::Reverse;
 
 use super::Core;
 use super::effect::Effect;
 use super::limits::TICK_EVICTIONS_MAX;
+use super::node::Node;
 use super::object::Object;
 use super::segment::Segment;
 use super::slab::Slot;
 
+/// Where a writer would like its object to be.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wish<'a> {
+    /// Before all others, in this order.
+    pub(super) preferred: &'a [Slot<Node>],
+    /// Then here.
+    pub(super) near: Option<Slot<Node>>,
+}
+
 impl Core {
-    /// Takes space for an extent. Free space near the writer comes first, then the segment with the most free bytes,
-    /// then the one whose least recently used object is the oldest: that one evicts until the extent fits.
-    pub(super) fn place(&mut self, bytes: u64, near: Option<NodeId>) -> Option<(Slot<Segment>, u64)> {
-        let near = near.and_then(|id| self.node_ids.get(&id)).map(|slot| self.nodes[*slot].segments.as_slice());
-        let slot = near
-            .and_then(|own| self.most_free(own.iter().copied(), bytes))
-            .or_else(|| self.most_free(self.segments.iter().map(|(slot, _)| slot), bytes));
+    /// Takes space for an extent on none of the nodes `not_on`. Free space on preferred nodes comes first, then near the
+    /// writer, then the segment with the most free bytes, then the one whose least recently used object is the oldest:
+    /// that one evicts until the extent fits.
+    pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
+        let wished = wish.preferred.iter().copied().chain(wish.near);
+        let slot = wished
+            .filter(|node| !not_on.contains(node))
+            .find_map(|node| self.roomiest_of(node, bytes))
+            .or_else(|| self.roomiest(bytes, not_on));
         if let Some(slot) = slot {
-            return self.segments[slot].space.take(bytes).map(|offset| (slot, offset));
+            return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
-        self.place_by_eviction(bytes)
+        self.place_by_eviction(bytes, not_on)
     }
 
-    /// The segment with the most free bytes among those where the extent fits now.
-    fn most_free(&self, slots: impl Iterator<Item = Slot<Segment>>, bytes: u64) -> Option<Slot<Segment>> {
-        let mut best: Option<(u64, SegmentId, Slot<Segment>)> = None;
-        for slot in slots {
-            let segment = &self.segments[slot];
-            let free = segment.space.free_bytes();
-            let better = best.is_none_or(|(most, id, _)| free > most || (free == most && segment.id < id));
-            if better && free >= bytes && segment.usable_from <= self.now && segment.space.longest_run() >= bytes {
-                best = Some((free, segment.id, slot));
-            }
-        }
-        best.map(|(_, _, slot)| slot)
+    /// The segment of a node with the most free bytes among those where the extent fits now.
+    pub(super) fn roomiest_of(&self, node: Slot<Node>, bytes: u64) -> Option<Slot<Segment>> {
+        let own = self.nodes[node].segments.iter().copied();
+        own.filter(|slot| self.is_open(*slot) && self.segments[*slot].space.longest_run() >= bytes)
+            .max_by_key(|slot| (self.segments[*slot].space.free_bytes(), Reverse(self.segments[*slot].id)))
     }
 
-    fn place_by_eviction(&mut self, bytes: u64) -> Option<(Slot<Segment>, u64)> {
+    fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
         // Each round either places the extent or leaves one segment more without victims.
-        while let Some(slot) = self.oldest_idle(bytes) {
-            while let Some(victim) = self.segments[slot].idle.oldest() {
+        while let Some(slot) = self.oldest_idle(bytes, not_on) {
+            while let Some(victim) = self.victim_of(slot) {
                 self.evict(victim);
-                if let Some(offset) = self.segments[slot].space.take(bytes) {
+                if let Some(offset) = self.take_run(slot, bytes) {
                     return Some((slot, offset));
                 }
             }
@@ -50,16 +55,44 @@ impl Core {
         None
     }
 
-    /// The segment with the least recently used idle object, among those that could make room for the extent.
-    fn oldest_idle(&self, bytes: u64) -> Option<Slot<Segment>> {
-        self.segments
+    /// The segment whose next victim is the least recently used, among those that could make room for the extent.
+    fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
+        let able: Vec<_> = self
+            .segments
             .iter()
-            .filter(|(_, segment)| {
-                segment.usable_from <= self.now && segment.space.free_bytes() + segment.idle_bytes >= bytes
-            })
-            .filter_map(|(slot, segment)| Some((self.objects[segment.idle.oldest()?].used, slot)))
-            .min_by_key(|(used, _)| *used)
-            .map(|(_, slot)| slot)
+            .filter(|(_, segment)| segment.shelved.is_some() && !not_on.contains(&segment.node))
+            .filter(|(_, segment)| segment.space.free_bytes() + segment.idle_bytes >= bytes)
+            .map(|(slot, _)| slot)
+            .collect();
+        let mut best = None;
+        for slot in able {
+            if let Some(victim) = self.victim_of(slot) {
+                let rank = self.rank(victim);
+                if best.is_none_or(|(least, _)| rank < least) {
+                    best = Some((rank, slot));
+                }
+            }
+        }
+        best.map(|(_, slot)| slot)
+    }
+
+    /// What a segment would evict next: replicas of keys that have others, then the last ones of their keys.
+    fn victim_of(&mut self, slot: Slot<Segment>) -> Option<Slot<Object>> {
+        while let Some(object) = self.segments[slot].surplus.oldest() {
+            let entry = self.objects[object].entry?;
+            let lives = |other: &Slot<Object>| *other != object && self.is_live(*other);
+            if self.graves.is_empty() || self.chain(entry).any(|other| lives(&other)) {
+                return Some(object);
+            }
+            // Its siblings were on nodes that are gone: it is the last.
+            self.bury_of(entry);
+        }
+        self.segments[slot].idle.oldest()
+    }
+
+    /// Order in which victims go.
+    fn rank(&self, victim: Slot<Object>) -> (bool, u64) {
+        (self.is_alone(victim), self.objects[victim].used)
     }
 
     /// Evicts on every node above the high watermark down to the low one. True: one tick was not enough.
@@ -95,17 +128,24 @@ impl Core {
         budget == 0
     }
 
-    /// The least recently used idle object of some segments.
-    fn oldest_of(&self, segments: &[Slot<Segment>]) -> Option<Slot<Object>> {
-        segments
-            .iter()
-            .filter_map(|slot| self.segments[*slot].idle.oldest())
-            .min_by_key(|object| self.objects[*object].used)
+    /// The next victim among some segments.
+    fn oldest_of(&mut self, segments: &[Slot<Segment>]) -> Option<Slot<Object>> {
+        let victims: Vec<_> = segments.iter().filter_map(|slot| self.victim_of(*slot)).collect();
+        victims.into_iter().min_by_key(|victim| self.rank(*victim))
     }
 
+    /// Evicts one replica. There was no room for as many as its key should have: it is to have those that are left.
     fn evict(&mut self, victim: Slot<Object>) {
         self.evicted_objects += 1;
         self.evicted_bytes += self.objects[victim].extent_bytes();
+        let entry = self.objects[victim].entry;
         self.remove_object(victim);
+        if let Some(entry) = entry
+            && self.index.knows(entry)
+            && self.index.get(entry).object.is_some()
+        {
+            let left = self.lasting(entry);
+            self.index.get_mut(entry).want(left);
+        }
     }
 }

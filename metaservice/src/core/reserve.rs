@@ -1,9 +1,10 @@
 //! Writing: reserve space, fill it, seal it or give it back.
 
 use std::num::NonZeroU64;
+use std::ops::Range;
 
 use memcache_proto::pb::{ReserveOutcome, SealOutcome};
-use memcache_types::limits::OBJECT_BYTES_MAX;
+use memcache_types::limits::{OBJECT_BYTES_MAX, REPLICAS_MAX};
 use memcache_types::{
     ClientId, Generation, GlobalAddress, KeyBatch, NodeId, ReservationId, SegmentId, extent_bytes, payload_bytes_max,
 };
@@ -15,6 +16,7 @@ use super::index::Entry;
 use super::limits::{BATCH_NUMBERS_MAX, CLIENT_RESERVATIONS_MAX, KEYS_MAX, RESERVATIONS_MAX};
 use super::list::{Links, linked};
 use super::object::Object;
+use super::place::Wish;
 use super::refusal::Refusal;
 use super::segment::Segment;
 use super::slab::Slot;
@@ -31,6 +33,14 @@ pub(super) struct Reservation {
     pub(super) offset: u64,
     pub(super) payload_bytes: u64,
     pub(super) deadline: Millis,
+    /// Where it stands in the list of its segment.
+    pub(super) position: u32,
+    /// Serials of the objects with the same bytes: this becomes a replica beside them, and beside no others.
+    pub(super) kin: Range<u64>,
+    /// How many replicas the key should have if this is the first.
+    pub(super) wanted: u8,
+    /// It copies a replica that is there.
+    pub(super) copy: bool,
 }
 
 linked!(Reservation);
@@ -51,8 +61,12 @@ pub struct ReserveRequest<'a> {
     pub keys: &'a KeyBatch,
     /// Payload bytes: one for all keys, or one a key.
     pub payload_bytes: &'a [u64],
-    /// Node whose memory to prefer.
+    /// Node whose memory to prefer: the writer's own.
     pub near: Option<NodeId>,
+    /// Replicas of each key, on distinct nodes: 1 to [`REPLICAS_MAX`].
+    pub replicas: usize,
+    /// Nodes whose memory to prefer before any other, in this order, where they have free space.
+    pub preferred: &'a [NodeId],
     /// Do not race a writer that already holds a key.
     pub exclusive: bool,
 }
@@ -73,8 +87,10 @@ pub struct Ticket {
 pub struct ReserveReply {
     /// One a key.
     pub outcomes: Vec<ReserveOutcome>,
-    /// One for each key that is `Reserved`, in key order.
+    /// One to [`ReserveRequest::replicas`] for each key that is `Reserved`, in key order.
     pub tickets: Vec<Ticket>,
+    /// How many tickets each key has that is `Reserved`: fewer than asked for where fewer nodes have room.
+    pub replicas: Vec<u8>,
     /// Largest payload any segment could ever hold, in bytes.
     pub largest_bytes: u64,
 }
@@ -98,23 +114,23 @@ impl Core {
         if request.payload_bytes.len() != count && request.payload_bytes.len() != 1 {
             return Err(Refusal::Length { what: "payload_bytes", found: request.payload_bytes.len(), want: count });
         }
-        self.check_reservation_limits(client, count)?;
-        let largest_bytes =
-            self.segments.iter().map(|(_, segment)| payload_bytes_max(segment.bytes)).max().unwrap_or(0);
-        let mut reply = ReserveReply { outcomes: Vec::with_capacity(count), tickets: Vec::new(), largest_bytes };
+        if !(1..=REPLICAS_MAX).contains(&request.replicas) {
+            return Err(Refusal::Value { what: "replicas", value: request.replicas as u64, want: "1 to 8" });
+        }
+        check_count("preferred nodes", request.preferred.len())?;
+        self.check_reservation_limits(client, count.saturating_mul(request.replicas))?;
+        let largest_bytes = self.places.longest_segment().map_or(0, payload_bytes_max);
+        let mut reply = ReserveReply { outcomes: Vec::with_capacity(count), largest_bytes, ..ReserveReply::default() };
+        let nodes = |ids: &[NodeId]| ids.iter().filter_map(|id| self.node_ids.get(id).copied()).collect::<Vec<_>>();
+        let (preferred, near) = (nodes(request.preferred), nodes(request.near.as_slice()));
+        let wish = Wish { preferred: &preferred, near: near.first().copied() };
         for (position, key) in request.keys.iter().enumerate() {
             let payload_bytes = match request.payload_bytes {
                 [uniform] => *uniform,
                 each => each[position],
             };
-            let outcome = match self.reserve_one(client, key, payload_bytes, request, largest_bytes) {
-                Ok(ticket) => {
-                    reply.tickets.push(ticket);
-                    ReserveOutcome::Reserved
-                }
-                Err(outcome) => outcome,
-            };
-            reply.outcomes.push(outcome);
+            let outcome = self.reserve_one(client, key, payload_bytes, request, wish, &mut reply);
+            reply.outcomes.push(outcome.err().unwrap_or(ReserveOutcome::Reserved));
         }
         Ok(reply)
     }
@@ -138,49 +154,82 @@ impl Core {
         key: &[u8],
         payload_bytes: u64,
         request: &ReserveRequest<'_>,
-        largest_bytes: u64,
-    ) -> Result<Ticket, ReserveOutcome> {
-        if let Some(entry) = self.index.find(key) {
+        wish: Wish<'_>,
+        reply: &mut ReserveReply,
+    ) -> Result<(), ReserveOutcome> {
+        if let Some(entry) = self.index.find(key).filter(|entry| self.bury_of(*entry)) {
             let known = self.index.get(entry);
-            if let Some(object) = known.object {
-                self.touch(object);
+            if known.object.is_some() {
+                self.touch(entry);
                 return Err(ReserveOutcome::ReservePresent);
             }
-            if request.exclusive && known.writers > 0 {
+            if request.exclusive && known.writers() > 0 {
                 return Err(ReserveOutcome::ReservePending);
             }
         } else if self.index.len() >= KEYS_MAX {
             return Err(ReserveOutcome::ReserveNoSpace);
         }
-        let no_segments = self.segments.len() == 0;
-        if payload_bytes > OBJECT_BYTES_MAX || (payload_bytes > largest_bytes && !no_segments) {
+        let no_segments = self.places.longest_segment().is_none();
+        if payload_bytes > OBJECT_BYTES_MAX || (payload_bytes > reply.largest_bytes && !no_segments) {
             return Err(ReserveOutcome::ReserveTooLarge);
         }
-        let (segment, offset) =
-            self.place(extent_bytes(payload_bytes), request.near).ok_or(ReserveOutcome::ReserveNoSpace)?;
+        let mut places = [None; REPLICAS_MAX];
+        let mut nodes = Vec::with_capacity(if request.replicas > 1 { request.replicas } else { 0 });
+        let mut count = 0;
+        while count < request.replicas
+            && let Some((segment, offset)) = self.place(extent_bytes(payload_bytes), wish, &nodes)
+        {
+            places[count] = Some((segment, offset));
+            count += 1;
+            if request.replicas > 1 {
+                nodes.push(self.segments[segment].node);
+            }
+        }
+        if count == 0 {
+            return Err(ReserveOutcome::ReserveNoSpace);
+        }
         let entry = self.index.find_or_insert(key);
-        self.index.get_mut(entry).writers += 1;
+        let first = self.serial + 1;
+        for (segment, offset) in places.into_iter().flatten() {
+            reply.tickets.push(self.add_reservation(Reservation {
+                links: Links::new(),
+                serial: NonZeroU64::MIN,
+                client,
+                entry,
+                segment,
+                offset,
+                payload_bytes,
+                deadline: self.now.plus(self.settings.reservation_ttl_ms.into()),
+                position: 0,
+                kin: first..first + count as u64,
+                wanted: u8::try_from(request.replicas).unwrap_or(1),
+                copy: false,
+            }));
+        }
+        reply.replicas.push(u8::try_from(count).unwrap_or(1));
+        Ok(())
+    }
+
+    /// Registers a reservation under a new serial, for space that was taken.
+    pub(super) fn add_reservation(&mut self, reservation: Reservation) -> Ticket {
+        let Reservation { client, entry, segment, offset, copy, .. } = reservation;
         let serial = NonZeroU64::MIN.saturating_add(self.next_serial() - 1);
-        let slot = self.reservations.insert(Reservation {
-            links: Links::new(),
-            serial,
-            client,
-            entry,
-            segment,
-            offset,
-            payload_bytes,
-            deadline: self.now.plus(self.settings.reservation_ttl_ms.into()),
-        });
+        let own = &mut self.segments[segment].reservations;
+        let position = u32::try_from(own.len()).unwrap_or(u32::MAX);
+        let slot = self.reservations.insert(Reservation { serial, position, ..reservation });
+        own.push(slot);
+        self.index.get_mut(entry).add_writer();
         self.reservation_order.push(&mut self.reservations, slot);
         let reservations = &self.reservations;
         self.reservation_ids
             .insert_unique(hash_id(serial.get()), slot, |other| hash_id(reservations[*other].serial.get()));
         *self.client_reservations.entry(client).or_default() += 1;
-        Ok(Ticket {
+        self.copies += usize::from(copy);
+        Ticket {
             reservation: ReservationId::new(serial.get()),
             address: GlobalAddress::new(self.segments[segment].id, offset),
             generation: Generation::new(serial.get()),
-        })
+        }
     }
 
     /// Makes filled reservations readable. The first sealed of a key wins.
@@ -209,25 +258,31 @@ impl Core {
             outcomes.push(outcome);
         }
         // A batch is a chain from head to tail, and what was used last goes last: the head.
-        for object in sealed.into_iter().rev() {
-            self.make_idle(object);
+        for object in sealed.iter().rev() {
+            self.make_idle(*object);
+        }
+        let entries: Vec<_> = sealed.iter().filter_map(|object| self.objects[*object].entry).collect();
+        for entry in entries {
+            self.settle(entry);
         }
         Ok(outcomes)
     }
 
-    /// The new object, in no list yet. `None`: another writer was first, and the space is free again.
+    /// The new object, in no list yet. `None`: another writer was first, or a copy is needed no longer, and the space is
+    /// free again.
     fn seal_one(&mut self, reservation: &Reservation) -> Option<Slot<Object>> {
-        let entry = self.index.get_mut(reservation.entry);
-        entry.writers -= 1;
-        if entry.object.is_some() {
-            self.segments[reservation.segment]
-                .space
-                .give_back(reservation.offset, extent_bytes(reservation.payload_bytes));
+        let entry = reservation.entry;
+        self.bury_of(entry);
+        self.index.get_mut(entry).remove_writer();
+        if !self.may_seal(reservation) {
+            self.give_run_back(reservation.segment, reservation.offset, extent_bytes(reservation.payload_bytes));
+            self.end_writing(entry);
             return None;
         }
         let object = self.objects.insert(Object {
             links: Links::new(),
-            entry: Some(reservation.entry),
+            entry: None,
+            sibling: None,
             segment: Some(reservation.segment),
             leases: 0,
             offset: reservation.offset,
@@ -235,10 +290,34 @@ impl Core {
             serial: reservation.serial,
             used: 0,
         });
-        entry.object = Some(object);
-        self.segments[reservation.segment].objects += 1;
-        self.readable += 1;
+        if self.index.get(entry).object.is_none() {
+            self.index.get_mut(entry).want(reservation.wanted.into());
+        }
+        self.attach(entry, object);
+        self.repairs.copied += u64::from(reservation.copy);
         Some(object)
+    }
+
+    /// Whether this is the first replica of its key, or has the same bytes as those that are there, on a node that has
+    /// none yet.
+    fn may_seal(&self, reservation: &Reservation) -> bool {
+        if self.index.get(reservation.entry).object.is_none() {
+            return !reservation.copy;
+        }
+        let node = self.segments[reservation.segment].node;
+        let is_kin =
+            self.chain(reservation.entry).any(|slot| reservation.kin.contains(&self.objects[slot].serial.get()));
+        is_kin
+            && !self.holds(node, reservation.entry)
+            && (!reservation.copy || self.lasting(reservation.entry) < self.index.get(reservation.entry).wanted())
+    }
+
+    /// A writer of a key is done.
+    fn end_writing(&mut self, entry: Slot<Entry>) {
+        self.index.forget_if_idle(entry);
+        if self.index.knows(entry) {
+            self.restore(entry);
+        }
     }
 
     /// Gives reservations back. Their owner is done writing, so the space is free at once. Others' and unknown
@@ -256,7 +335,7 @@ impl Core {
             if let Some(reservation) = self.take_reservation(client, *id) {
                 self.forget_writer(reservation.entry);
                 let bytes = extent_bytes(reservation.payload_bytes);
-                self.segments[reservation.segment].space.give_back(reservation.offset, bytes);
+                self.give_run_back(reservation.segment, reservation.offset, bytes);
             }
         }
         Ok(())
@@ -276,6 +355,15 @@ impl Core {
     pub(super) fn remove_reservation(&mut self, slot: Slot<Reservation>) -> Reservation {
         self.reservation_order.unlink(&mut self.reservations, slot);
         let reservation = self.reservations.remove(slot);
+        let own = &mut self.segments[reservation.segment].reservations;
+        // A segment that is gone has let go of all at once.
+        if !own.is_empty() {
+            own.swap_remove(reservation.position as usize);
+            if let Some(moved) = own.get(reservation.position as usize) {
+                self.reservations[*moved].position = reservation.position;
+            }
+        }
+        self.copies -= usize::from(reservation.copy);
         if let Ok(occupied) = self.reservation_ids.find_entry(hash_id(reservation.serial.get()), |other| *other == slot)
         {
             occupied.remove();
@@ -290,8 +378,8 @@ impl Core {
     }
 
     pub(super) fn forget_writer(&mut self, entry: Slot<Entry>) {
-        self.index.get_mut(entry).writers -= 1;
-        self.index.forget_if_idle(entry);
+        self.index.get_mut(entry).remove_writer();
+        self.end_writing(entry);
     }
 
     pub(super) fn expire_reservations(&mut self, effects: &mut Vec<Effect>) {
@@ -319,7 +407,8 @@ impl Core {
             && front.until <= self.now
         {
             if let Some(slot) = self.segment_ids.get(&front.segment) {
-                self.segments[*slot].space.give_back(front.offset, front.bytes);
+                let (slot, offset, bytes) = (*slot, front.offset, front.bytes);
+                self.give_run_back(slot, offset, bytes);
             }
             self.quarantine.pop_front();
         }

@@ -6,6 +6,7 @@ use super::clock::Millis;
 use super::list::List;
 use super::node::Node;
 use super::object::Object;
+use super::reserve::Reservation;
 use super::slab::Slot;
 use super::space::SpaceMap;
 
@@ -21,12 +22,20 @@ pub(super) struct Segment {
     pub(super) space: SpaceMap,
     /// Nothing is placed here before: writers of an earlier life may still write.
     pub(super) usable_from: Millis,
-    /// Objects without leases, which may be evicted, by last use.
+    /// Objects without leases that are the last of their key, by last use. They may be evicted.
     pub(super) idle: List<Object>,
-    /// Extents of the `idle` objects.
+    /// Objects without leases whose key has other replicas, by last use. They are evicted before any of `idle`.
+    pub(super) surplus: List<Object>,
+    /// Extents of the `idle` and `surplus` objects.
     pub(super) idle_bytes: u64,
     /// Objects with leases, readable or not.
     pub(super) leased: List<Object>,
     /// Readable objects.
     pub(super) objects: u64,
+    /// Live reservations here, in no order; each knows its position.
+    pub(super) reservations: Vec<Slot<Reservation>>,
+    /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.
+    pub(super) gone: bool,
+    /// Free bytes and longest free run under which it stands among those that take new objects; `None`: it takes none.
+    pub(super) shelved: Option<(u64, u64)>,
 }

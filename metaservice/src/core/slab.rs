@@ -38,6 +38,18 @@ impl<T> PartialEq for Slot<T> {
 
 impl<T> Eq for Slot<T> {}
 
+impl<T> PartialOrd for Slot<T> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl<T> Ord for Slot<T> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.number.cmp(&other.number)
+    }
+}
+
 impl<T> fmt::Debug for Slot<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{}", self.number)
@@ -74,6 +86,17 @@ impl<T> Slab<T> {
         let item = self.items[slot.index()].take().expect("a slot in use");
         self.free.push(slot);
         item
+    }
+
+    pub(super) fn get(&self, slot: Slot<T>) -> Option<&T> {
+        self.items.get(slot.index())?.as_ref()
+    }
+
+    /// The slots in use among `count` positions from `start` on, and where to go on; `None` at the end.
+    pub(super) fn walk(&self, start: usize, count: usize) -> (impl Iterator<Item = Slot<T>> + '_, Option<usize>) {
+        let end = start.saturating_add(count).min(self.items.len());
+        let slots = (start.min(end)..end).filter(|index| self.items[*index].is_some()).map(Slot::new);
+        (slots, (end < self.items.len()).then_some(end))
     }
 
     /// The items with their slots, in slot order.

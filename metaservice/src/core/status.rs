@@ -4,6 +4,7 @@ use memcache_types::{Incarnation, NodeId};
 
 use super::Core;
 use super::clock::Millis;
+use super::drain::DrainReport;
 use super::effect::Effect;
 
 /// One node, counted.
@@ -19,8 +20,10 @@ pub struct NodeReport {
     pub capacity_bytes: u64,
     /// What is sealed, reserved, resting or still held for readers.
     pub used_bytes: u64,
-    /// Readable objects.
+    /// Readable objects: replicas of keys.
     pub objects: u64,
+    /// How far it is with being emptied.
+    pub drain: DrainReport,
     /// Time since it was last heard of.
     pub heartbeat_age_ms: u64,
 }
@@ -30,8 +33,16 @@ pub struct NodeReport {
 pub struct Report {
     /// By node id.
     pub nodes: Vec<NodeReport>,
-    /// Readable objects.
+    /// Readable keys.
     pub objects: u64,
+    /// Their replicas.
+    pub replicas: u64,
+    /// Keys that wait for replicas that they lack.
+    pub repairs_waiting: u64,
+    /// Copies under way.
+    pub copies: u64,
+    /// Copies made since the start.
+    pub copied: u64,
     /// Live reservations.
     pub reservations: u64,
     /// Live leases.
@@ -61,6 +72,7 @@ impl Core {
                     capacity_bytes: segments().map(|segment| segment.space.bytes()).sum(),
                     used_bytes: segments().map(|segment| segment.space.used_bytes()).sum(),
                     objects: segments().map(|segment| segment.objects).sum(),
+                    drain: self.drain_report(*slot),
                     heartbeat_age_ms: self.now.since(node.heard),
                 }
             })
@@ -68,6 +80,10 @@ impl Core {
         Report {
             nodes,
             objects: self.readable,
+            replicas: self.replicas,
+            repairs_waiting: self.repairs.waiting() as u64,
+            copies: self.copies as u64,
+            copied: self.repairs.copied,
             reservations: self.reservations.len() as u64,
             leases: self.leases.len() as u64,
             evicted_objects: self.evicted_objects,

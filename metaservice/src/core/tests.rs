@@ -7,6 +7,7 @@ mod invariants;
 mod membership;
 mod model;
 mod reading;
+mod replicas;
 mod scopes;
 mod sequences;
 mod writing;
@@ -77,8 +78,85 @@ impl Pool {
         exclusive: bool,
     ) -> Result<ReserveReply, Refusal> {
         let keys = batch(keys);
-        let request = ReserveRequest { keys: &keys, payload_bytes, near: near.map(NodeId::new), exclusive };
+        let request = ReserveRequest {
+            keys: &keys,
+            payload_bytes,
+            near: near.map(NodeId::new),
+            exclusive,
+            replicas: 1,
+            preferred: &[],
+        };
         self.with(|core, now, effects| core.reserve(now, client, &request, effects))
+    }
+
+    /// Reserves replicas of keys, those of `nodes` first.
+    pub(super) fn reserve_replicas(
+        &mut self,
+        client: ClientId,
+        keys: &[&str],
+        bytes: u64,
+        replicas: usize,
+        nodes: &[u64],
+    ) -> ReserveReply {
+        let (keys, preferred) = (batch(keys), nodes.iter().copied().map(NodeId::new).collect::<Vec<_>>());
+        let request = ReserveRequest {
+            keys: &keys,
+            payload_bytes: &[bytes],
+            near: None,
+            exclusive: false,
+            replicas,
+            preferred: &preferred,
+        };
+        self.with(|core, now, effects| core.reserve(now, client, &request, effects)).unwrap()
+    }
+
+    /// Puts replicas of keys all the way, those of `nodes` first.
+    pub(super) fn put_replicas(&mut self, keys: &[&str], bytes: u64, replicas: usize, nodes: &[u64]) -> Vec<Ticket> {
+        let reply = self.reserve_replicas(ALICE, keys, bytes, replicas, nodes);
+        assert_eq!(reply.outcomes, vec![ReserveOutcome::Reserved; keys.len()], "{keys:?}");
+        assert_eq!(self.seal(ALICE, &reply.tickets), vec![SealOutcome::Sealed; reply.tickets.len()]);
+        reply.tickets
+    }
+
+    /// Copies that a node gets to make.
+    pub(super) fn work(&mut self, node: u64) -> WorkReply {
+        let who = (NodeId::new(node), Incarnation::new(1));
+        let client = ClientId::new(100 + node);
+        self.with(|core, now, effects| core.work(now, client, who, (100, 1 << 40), effects)).unwrap()
+    }
+
+    /// A node makes all the copies it gets; how many.
+    pub(super) fn repair(&mut self, node: u64) -> usize {
+        let reply = self.work(node);
+        let client = ClientId::new(100 + node);
+        let tickets: Vec<Ticket> = reply.tasks.iter().map(|task| task.ticket).collect();
+        assert_eq!(self.seal(client, &tickets), vec![SealOutcome::Sealed; tickets.len()]);
+        if reply.lease.is_some() {
+            self.release(client, reply.lease);
+        }
+        tickets.len()
+    }
+
+    pub(super) fn drain(&mut self, node: u64, drain: Option<Drain>) -> DrainReport {
+        self.with(|core, now, effects| core.drain(now, NodeId::new(node), drain, effects)).expect("a node")
+    }
+
+    pub(super) fn drained(&mut self, node: u64) -> DrainReport {
+        self.with(|core, now, effects| core.drain_state(now, NodeId::new(node), effects)).expect("a node")
+    }
+
+    /// Nodes that hold a replica of a key, by segment order of the pool's making.
+    pub(super) fn nodes_of(&mut self, key: &str) -> Vec<u64> {
+        let reply = self.locate(BOB, &[key]);
+        if reply.lease.is_some() {
+            self.release(BOB, reply.lease);
+        }
+        let others = reply.others.iter().map(|(_, found)| found);
+        let segments: Vec<u64> = reply.found.iter().chain(others).map(|found| found.address.segment().get()).collect();
+        let described = self.with(|core, now, effects| core.describe(now, &segments, effects)).unwrap();
+        let mut nodes: Vec<u64> = described.iter().map(|found| found.node.get()).collect();
+        nodes.sort_unstable();
+        nodes
     }
 
     pub(super) fn reserve(&mut self, keys: &[&str], payload_bytes: u64) -> ReserveReply {
@@ -112,7 +190,7 @@ impl Pool {
 
     pub(super) fn locate(&mut self, client: ClientId, keys: &[&str]) -> LocateReply {
         let keys = batch(keys);
-        self.with(|core, now, effects| core.locate(now, client, &keys, effects)).unwrap()
+        self.with(|core, now, effects| core.locate(now, client, &keys, None, effects)).unwrap()
     }
 
     pub(super) fn release(&mut self, client: ClientId, lease: Option<LeaseId>) {
@@ -142,7 +220,7 @@ impl Pool {
 
     pub(super) fn heartbeat(&mut self, node: u64, incarnation: u64) -> Result<bool, Refusal> {
         let (node, incarnation) = (NodeId::new(node), Incarnation::new(incarnation));
-        self.with(|core, now, effects| core.heartbeat(now, node, incarnation, effects))
+        self.with(|core, now, effects| core.heartbeat(now, node, incarnation, effects)).map(|beat| beat.joined)
     }
 
     pub(super) fn leave(&mut self, node: u64, incarnation: u64) -> Result<(), Refusal> {

@@ -109,6 +109,7 @@ fn log(effects: Vec<Effect>) {
             Effect::NodeGone { node, incarnation, name, reason, objects } => {
                 warn!(%node, %incarnation, name, objects, ?reason, "node gone");
             }
+            Effect::Draining { node, drain } => info!(%node, ?drain, "draining"),
             Effect::Evicted { node, objects, bytes } => debug!(%node, objects, bytes, "evicted"),
             Effect::ReservationsExpired { count } => info!(count, "reservations ran out unsealed"),
         }

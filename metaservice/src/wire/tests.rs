@@ -37,7 +37,9 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
     use request::Body;
     let payloads = prop_oneof![3 => Just(vec![1000]), 1 => numbers()];
     let reserve = (keys(), payloads, number(), any::<bool>()).prop_map(|(keys, payload_bytes, near, exclusive)| {
-        Body::Reserve(pb::Reserve { keys, payload_bytes, near, exclusive })
+        let replicas = u32::try_from(near % 10).unwrap_or(0);
+        let preferred = vec![near; (near % 3) as usize];
+        Body::Reserve(pb::Reserve { keys, payload_bytes, near, exclusive, replicas, preferred })
     });
     let join = (number(), number(), prop::collection::vec(segment(), 0..3), number()).prop_map(
         |(node, incarnation, segments, previous_epoch)| {
@@ -50,7 +52,7 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         4 => reserve,
         4 => numbers().prop_map(|reservations| Body::Seal(pb::Seal { reservations })),
         1 => numbers().prop_map(|reservations| Body::Abort(pb::Abort { reservations })),
-        2 => keys().prop_map(|keys| Body::Locate(pb::Locate { keys })),
+        2 => keys().prop_map(|keys| Body::Locate(pb::Locate { keys, near: 1 })),
         1 => numbers().prop_map(|leases| Body::Release(pb::Release { leases })),
         1 => keys().prop_map(|keys| Body::MatchPrefix(pb::MatchPrefix { keys })),
         1 => keys().prop_map(|keys| Body::Exist(pb::Exist { keys })),
@@ -62,6 +64,10 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         1 => numbers().prop_map(|segments| Body::Describe(pb::Describe { segments })),
         1 => Just(Body::RegisterFingerprint(pb::RegisterFingerprint { scope: "s".to_owned(), fields: vec![field()] })),
         1 => Just(Body::Status(pb::Status {})),
+        2 => (pair(), 0u32..5, number()).prop_map(|((node, incarnation), tasks_max, bytes_max)| {
+            Body::Work(pb::Work { node, incarnation, tasks_max, bytes_max })
+        }),
+        1 => (number(), 0i32..6).prop_map(|(node, mode)| Body::Drain(pb::Drain { node, mode })),
     ];
     prop_oneof![20 => some.prop_map(Some), 1 => Just(None)]
 }
@@ -72,7 +78,14 @@ fn arrays(body: &reply::Body) -> Option<(usize, Vec<usize>)> {
     match body {
         reply::Body::Reserve(found) => {
             let lengths = [&found.reservations, &found.segments, &found.offsets, &found.generations];
-            Some((first(&found.outcomes), lengths.map(Vec::len).to_vec()))
+            let each = first(&found.outcomes);
+            let tickets = if found.replicas.is_empty() {
+                each
+            } else {
+                assert_eq!(found.replicas.len(), each);
+                found.replicas.iter().map(|count| usize::from(*count)).sum()
+            };
+            Some((tickets, lengths.map(Vec::len).to_vec()))
         }
         reply::Body::Locate(found) => {
             let lengths = [&found.segments, &found.offsets, &found.payload_bytes, &found.generations];

@@ -136,6 +136,7 @@ pub(crate) fn reserve(names: &[&str], payload_bytes: u64) -> request::Body {
         payload_bytes: vec![payload_bytes],
         near: 0,
         exclusive: false,
+        ..pb::Reserve::default()
     })
 }
 

@@ -15,7 +15,13 @@ fn bad_requests_are_answered_by_name_and_the_session_goes_on() {
     let mut client = Client::connect(server.address(), 1);
     let raw = |data: &[u8], lengths: &[u32]| Some(pb::Keys { data: data.to_vec(), lengths: lengths.to_vec() });
     let exist_raw = |keys| request::Body::Exist(pb::Exist { keys });
-    let uneven = pb::Reserve { keys: keys(&["a", "b"]), payload_bytes: vec![1, 2, 3], near: 0, exclusive: false };
+    let uneven = pb::Reserve {
+        keys: keys(&["a", "b"]),
+        payload_bytes: vec![1, 2, 3],
+        near: 0,
+        exclusive: false,
+        ..pb::Reserve::default()
+    };
     let tier = pb::JoinSegment { bytes: 1 << 20, tier: 9, descriptor: vec![] };
     let tiny = pb::JoinSegment { bytes: 5, tier: 2, descriptor: vec![] };
     let join_with = |segment| {

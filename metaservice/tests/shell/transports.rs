@@ -16,7 +16,7 @@ fn one_round(server: &MetaServer) {
     let reply::Body::Join(joined) = client.ask(join(5, 1)) else { panic!("not a join") };
     let put = put(&mut client, &["a", "bc"], 100);
     assert_eq!(put.segments, vec![joined.segments[0]; 2]);
-    let locate = request::Body::Locate(pb::Locate { keys: keys(&["bc", "x"]) });
+    let locate = request::Body::Locate(pb::Locate { keys: keys(&["bc", "x"]), near: 0 });
     let reply::Body::Locate(found) = client.call(locate) else { panic!("not a locate") };
     assert_eq!(found.outcomes, [1, 2]);
     assert_eq!((found.offsets[0], found.generations[0]), (put.offsets[1], put.generations[1]));
@@ -102,5 +102,5 @@ fn a_restarted_service_knows_nothing_and_has_a_later_epoch() {
     let mut client = Client::connect(second.address(), 1);
     assert_eq!(exist(&mut client, &["a"]), [2]);
     let heartbeat = request::Body::Heartbeat(pb::Heartbeat { node: 5, incarnation: 1 });
-    assert_eq!(client.ask(heartbeat), reply::Body::Heartbeat(pb::HeartbeatReply { joined: false }));
+    assert_eq!(client.ask(heartbeat), reply::Body::Heartbeat(pb::HeartbeatReply { ..Default::default() }));
 }

@@ -81,7 +81,7 @@ impl Inner {
     }
 
     pub(crate) fn locate_raw(&self, keys: &KeyBatch, deadline: Instant) -> Result<Located, BookError> {
-        let request = pb::Locate { keys: Some(keys_to_wire(keys)) };
+        let request = pb::Locate { keys: Some(keys_to_wire(keys)), near: self.near() };
         let answer = self.book.call(pb::request::Body::Locate(request), deadline)?;
         let pb::reply::Body::Locate(reply) = answer.body else {
             return Err(BookError::Refused("not a Locate reply".to_owned()));

@@ -71,7 +71,8 @@ impl Inner {
             payload_bytes.truncate(1);
         }
         let near = self.near();
-        let request = pb::Reserve { keys: Some(keys_to_wire(keys)), payload_bytes, near, exclusive };
+        let request =
+            pb::Reserve { keys: Some(keys_to_wire(keys)), payload_bytes, near, exclusive, ..pb::Reserve::default() };
         let answer = self.book.call(pb::request::Body::Reserve(request), deadline)?;
         let pb::reply::Body::Reserve(reply) = answer.body else {
             return Err(BookError::Refused("not a Reserve reply".to_owned()));

@@ -67,7 +67,7 @@ fn get(store: &Store, key: &str, bytes: usize) -> (GetStatus, Vec<u8>) {
 
 /// Where an object is, as any peer learns it, and a link to it.
 fn reach(book: &Book, key: &str) -> (Arc<dyn Link>, Extent, u64) {
-    let body = request::Body::Locate(pb::Locate { keys: Some(keys_to_wire(&keys(&[key]))) });
+    let body = request::Body::Locate(pb::Locate { keys: Some(keys_to_wire(&keys(&[key]))), near: 0 });
     let reply::Body::Locate(found) = book.call(body, soon()).unwrap().body else { panic!("not a Locate reply") };
     let segment = SegmentId::new(found.segments[0]);
     let body = request::Body::Describe(pb::Describe { segments: found.segments.clone() });
@@ -112,8 +112,13 @@ fn a_writer_that_dies_between_reserve_and_seal_leaves_the_key_free() {
     let meta = meta(20_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
     let dying = Book::open(meta.address().clone()).unwrap();
-    let reserve =
-        pb::Reserve { keys: Some(keys_to_wire(&keys(&["k"]))), payload_bytes: vec![5], near: 0, exclusive: false };
+    let reserve = pb::Reserve {
+        keys: Some(keys_to_wire(&keys(&["k"]))),
+        payload_bytes: vec![5],
+        near: 0,
+        exclusive: false,
+        ..pb::Reserve::default()
+    };
     let reply::Body::Reserve(granted) = dying.call(request::Body::Reserve(reserve), soon()).unwrap().body else {
         panic!("not a Reserve reply")
     };
@@ -130,8 +135,13 @@ fn a_reservation_that_ran_out_no_longer_holds_the_key() {
     let meta = meta(1_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
     let dying = Book::open(meta.address().clone()).unwrap();
-    let reserve =
-        pb::Reserve { keys: Some(keys_to_wire(&keys(&["k"]))), payload_bytes: vec![5], near: 0, exclusive: true };
+    let reserve = pb::Reserve {
+        keys: Some(keys_to_wire(&keys(&["k"]))),
+        payload_bytes: vec![5],
+        near: 0,
+        exclusive: true,
+        ..pb::Reserve::default()
+    };
     dying.call(request::Body::Reserve(reserve), soon()).unwrap();
     dying.close();
     assert_eq!(put(&owner, "k", b"value", true), PutStatus::Pending);

@@ -193,7 +193,7 @@ impl Client {
         match self.probe {
             Probe::Put => return self.reserve(net, vec![key], vec![1]),
             Probe::Get => {
-                let body = request::Body::Locate(pb::Locate { keys: keys_to_wire(&[key]) });
+                let body = request::Body::Locate(pb::Locate { keys: keys_to_wire(&[key]), near: 0 });
                 return self.ask(net, body, Op::Locate { keys: vec![key], sent: now });
             }
             Probe::Done => return,
@@ -209,7 +209,7 @@ impl Client {
                 self.reserve(net, keys, lines);
             }
             45..85 => {
-                let body = request::Body::Locate(pb::Locate { keys: keys_to_wire(&keys) });
+                let body = request::Body::Locate(pb::Locate { keys: keys_to_wire(&keys), near: 0 });
                 self.ask(net, body, Op::Locate { keys, sent: now });
             }
             85..90 => {
@@ -227,7 +227,7 @@ impl Client {
         let near = net.rng.below(net.scenario.nodes + 1);
         let exclusive = net.rng.chance(30);
         let payload_bytes = lines.iter().map(|lines| payload_of(*lines)).collect();
-        let body = pb::Reserve { keys: keys_to_wire(&keys), payload_bytes, near, exclusive };
+        let body = pb::Reserve { keys: keys_to_wire(&keys), payload_bytes, near, exclusive, ..pb::Reserve::default() };
         let sent = net.now;
         self.ask(net, request::Body::Reserve(body), Op::Reserve { keys, lines, sent });
     }

@@ -27,6 +27,9 @@ pub const TRAILER_LEN: usize = 64;
 /// Most pieces one object may be gathered from or scattered to.
 pub const PIECES_MAX: usize = 1 << 20;
 
+/// Most replicas of one key.
+pub const REPLICAS_MAX: usize = 8;
+
 /// Most segments one node may lend.
 pub const NODE_SEGMENTS_MAX: usize = 64;
 

@@ -131,7 +131,8 @@ fn one_tick_evicts_a_bounded_number_and_says_that_there_is_more() {
     let names: Vec<String> = (0..16_384).map(|number| format!("{number:05}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let keys = batch(&names);
-    let request = ReserveRequest { keys: &keys, payload_bytes: &[0], near: None, exclusive: false };
+    let request =
+        ReserveRequest { keys: &keys, payload_bytes: &[0], near: None, exclusive: false, replicas: 1, preferred: &[] };
     let (now, effects) = (Millis::new(0), &mut Vec::new());
     let reply = pool.core.reserve(now, ALICE, &request, effects).unwrap();
     let ids: Vec<u64> = reply.tickets.iter().map(|ticket| ticket.reservation.get()).collect();

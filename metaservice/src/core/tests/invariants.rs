@@ -1,6 +1,6 @@
 //! What holds between all parts of the state after every call.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::list::Linked;
 use crate::core::slab::Slot;
@@ -17,7 +17,13 @@ impl Core {
     }
 
     fn check_space(&self) {
-        for (slot, segment) in self.segments.iter() {
+        for (slot, segment) in self.segments.iter().filter(|(_, segment)| !segment.gone) {
+            let mut positions = segment.reservations.iter().zip(0..);
+            assert!(positions.all(|(own, position)| self.reservations[*own].position == position));
+            let placed = self.reservations.iter().filter(|(_, reservation)| reservation.segment == slot).count();
+            assert_eq!(placed, segment.reservations.len());
+            let place = (segment.space.free_bytes(), segment.space.longest_run());
+            assert_eq!(segment.shelved, self.is_open(slot).then_some(place), "where new objects go");
             let reserved = self
                 .reservations
                 .iter()
@@ -38,15 +44,20 @@ impl Core {
             let used: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
             assert_eq!(used, segment.space.used_bytes(), "bytes in use");
             assert_eq!(segment.space.used_bytes() + segment.space.free_bytes(), segment.space.bytes());
-            let idle = members(&segment.idle, &self.objects);
+            let (alone, surplus) = (members(&segment.idle, &self.objects), members(&segment.surplus, &self.objects));
+            assert!(alone.iter().all(|slot| self.is_alone(*slot)));
+            assert!(surplus.iter().all(|slot| !self.is_alone(*slot)));
+            for list in [&alone, &surplus] {
+                let order: Vec<u64> = list.iter().map(|slot| self.objects[*slot].used).collect();
+                assert!(order.is_sorted_by(|newer, older| newer > older), "idle objects are in the order of their use");
+            }
+            let idle = [alone, surplus].concat();
             let leased = members(&segment.leased, &self.objects);
             assert!(idle.iter().all(|slot| self.objects[*slot].leases == 0 && self.objects[*slot].entry.is_some()));
             assert!(leased.iter().all(|slot| self.objects[*slot].leases > 0));
             let own = self.objects.iter().filter(|(_, object)| object.segment == Some(slot)).count();
             assert_eq!(idle.len() + leased.len(), own, "an object is in one list of its segment");
             assert_eq!(idle.iter().map(|slot| self.objects[*slot].extent_bytes()).sum::<u64>(), segment.idle_bytes);
-            let order: Vec<u64> = idle.iter().map(|slot| self.objects[*slot].used).collect();
-            assert!(order.is_sorted_by(|newer, older| newer > older), "idle objects are in the order of their use");
         }
     }
 
@@ -58,15 +69,24 @@ impl Core {
         let readable: Vec<_> = self.objects.iter().filter(|(_, object)| object.entry.is_some()).collect();
         for (slot, object) in &readable {
             let entry = object.entry.expect("filtered");
-            assert_eq!(self.index.get(entry).object, Some(*slot));
+            assert!(self.chain(entry).any(|replica| replica == *slot), "a replica that its key does not know");
+            let node = self.node_of(*slot);
+            let beside = self.chain(entry).filter(|replica| node.is_some() && self.node_of(*replica) == node).count();
+            assert!(beside <= 1, "two replicas on one node");
+            let known = self.index.get(entry);
+            // Replicas on nodes that are gone count when they are forgotten, moves are found on the node that is drained.
+            let settled = self.chain(entry).all(|replica| self.is_lasting(replica));
+            assert!(!settled || !self.lacks(entry) || known.is_queued(), "a key lacks replicas and waits for none");
             writers.entry(format!("{entry:?}")).or_default();
         }
         assert_eq!(writers.len(), self.index.len(), "a key is known while it is readable or being written");
         for (_, reservation) in self.reservations.iter() {
             let count = writers[&format!("{:?}", reservation.entry)];
-            assert_eq!(self.index.get(reservation.entry).writers, count);
+            assert_eq!(self.index.get(reservation.entry).writers(), count);
         }
-        assert_eq!(readable.len() as u64, self.readable);
+        let keys: BTreeSet<String> = readable.iter().map(|(_, object)| format!("{:?}", object.entry)).collect();
+        assert_eq!((readable.len() as u64, keys.len() as u64), (self.replicas, self.readable));
+        assert_eq!(self.reservations.iter().filter(|(_, reservation)| reservation.copy).count(), self.copies);
         let by_client: u64 = self.client_reservations.values().map(|count| u64::from(*count)).sum();
         assert_eq!(by_client, self.reservations.len() as u64);
         assert!(self.client_reservations.values().all(|count| *count > 0));
@@ -92,12 +112,14 @@ impl Core {
     }
 
     fn check_nodes(&self) {
-        assert_eq!(self.segment_ids.len(), self.segments.len());
+        let gone = self.segments.iter().filter(|(_, segment)| segment.gone).count();
+        assert_eq!(gone, self.graves.len());
+        assert_eq!(self.segment_ids.len() + gone, self.segments.len());
         assert_eq!(self.node_ids.len(), self.nodes.len());
         let lent: usize = self.nodes.iter().map(|(_, node)| node.segments.len()).sum();
-        assert_eq!(lent, self.segments.len());
+        assert_eq!(lent + gone, self.segments.len());
         let visible: u64 = self.segments.iter().map(|(_, segment)| segment.objects).sum();
-        assert_eq!(visible, self.readable);
+        assert_eq!(visible, self.replicas);
     }
 }
 

@@ -112,7 +112,7 @@ fn the_number_of_leases_is_bounded() {
     let mut pool = Pool::new(&[MIB]);
     pool.put(&["a"], 10);
     pool.core.leased = limits::LEASED_MAX;
-    let refused = pool.core.locate(Millis::new(0), ALICE, &batch(&["a"]), &mut Vec::new()).unwrap_err();
+    let refused = pool.core.locate(Millis::new(0), ALICE, &batch(&["a"]), None, &mut Vec::new()).unwrap_err();
     assert!(refused.to_string().contains("objects under leases"), "{refused}");
     assert!(refused.to_string().contains(&limits::LEASED_MAX.to_string()), "{refused}");
 }

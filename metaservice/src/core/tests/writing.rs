@@ -137,7 +137,8 @@ fn a_client_holds_a_bounded_number_of_reservations() {
     let mut pool = Pool::new(&[MIB]);
     pool.core.client_reservations.insert(BOB, limits::CLIENT_RESERVATIONS_MAX);
     let keys = batch(&["a"]);
-    let request = ReserveRequest { keys: &keys, payload_bytes: &[1], near: None, exclusive: false };
+    let request =
+        ReserveRequest { keys: &keys, payload_bytes: &[1], near: None, exclusive: false, replicas: 1, preferred: &[] };
     let refused = pool.core.reserve(Millis::new(0), BOB, &request, &mut Vec::new()).unwrap_err();
     assert!(refused.to_string().contains("reservations of this client"), "{refused}");
     assert!(refused.to_string().contains(&limits::CLIENT_RESERVATIONS_MAX.to_string()), "{refused}");

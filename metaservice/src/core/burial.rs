@@ -1,0 +1,76 @@
+//! What is left of segments whose nodes are gone is forgotten in steps: a node may hold millions of objects, and the
+//! loss of many nodes at once must not stop the service.
+//!
+//! Such a segment is void at once: nothing in it is found, and nothing is placed in it. Only the memory that its
+//! objects take up here is freed later.
+
+use super::Core;
+use super::index::Entry;
+use super::object::Object;
+use super::segment::Segment;
+use super::slab::Slot;
+
+impl Core {
+    /// Makes a segment void.
+    pub(super) fn give_up(&mut self, slot: Slot<Segment>) {
+        self.segments[slot].gone = true;
+        self.close_places(slot);
+        self.segment_ids.remove(&self.segments[slot].id);
+        for reservation in std::mem::take(&mut self.segments[slot].reservations) {
+            let reservation = self.remove_reservation(reservation);
+            self.forget_writer(reservation.entry);
+        }
+        self.graves.push_back(slot);
+    }
+
+    /// Forgets up to so many objects of void segments. True: there are more.
+    pub(super) fn bury(&mut self, mut budget: usize) -> bool {
+        while let Some(slot) = self.graves.front().copied() {
+            while let Some(object) = self.segments[slot].leased.oldest() {
+                if budget == 0 {
+                    return true;
+                }
+                budget -= 1;
+                self.lose(object);
+                self.segments[slot].leased.unlink(&mut self.objects, object);
+                self.objects[object].segment = None;
+            }
+            while let Some(object) = self.segments[slot].surplus.oldest().or(self.segments[slot].idle.oldest()) {
+                if budget == 0 {
+                    return true;
+                }
+                budget -= 1;
+                self.lose(object);
+            }
+            self.segments.remove(slot);
+            self.graves.pop_front();
+        }
+        false
+    }
+
+    /// Forgets the void replicas of one key ahead of their turn. True: it is known still.
+    pub(super) fn bury_of(&mut self, entry: Slot<Entry>) -> bool {
+        if self.graves.is_empty() {
+            return true;
+        }
+        let mut next = self.index.get(entry).object;
+        while let Some(slot) = next {
+            next = self.objects[slot].sibling;
+            if !self.is_live(slot) {
+                self.lose(slot);
+            }
+        }
+        self.index.knows(entry)
+    }
+
+    /// One replica is lost; its key gets another if it has one left to copy.
+    pub(super) fn lose(&mut self, slot: Slot<Object>) {
+        let entry = self.objects[slot].entry;
+        self.remove_object(slot);
+        if let Some(entry) = entry
+            && self.index.knows(entry)
+        {
+            self.restore(entry);
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! A node is emptied before it leaves: it gets nothing new, and what it holds moves to other nodes or goes.
+
+use memcache_types::NodeId;
+
+use super::Core;
+use super::clock::Millis;
+use super::effect::Effect;
+use super::index::Entry;
+use super::limits::{REPLY_REPAIRS_SEEN_MAX, TICK_DRAINED_MAX};
+use super::node::{Drain, Node};
+use super::object::Object;
+
+use super::repair::Hand;
+use super::slab::Slot;
+
+/// How far a node is with being emptied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct DrainReport {
+    /// How it is being emptied; `None` if it is not.
+    pub drain: Option<Drain>,
+    /// Readable objects that it still holds.
+    pub objects: u64,
+    /// Whether nothing is left, neither objects nor reservations nor anything that is read.
+    pub is_empty: bool,
+}
+
+impl Core {
+    /// Begins to empty a node, or changes how, or with `None` ends it: the node takes new objects again. `None` in the
+    /// answer: there is no such node.
+    pub fn drain(
+        &mut self,
+        now: Millis,
+        node: NodeId,
+        drain: Option<Drain>,
+        effects: &mut Vec<Effect>,
+    ) -> Option<DrainReport> {
+        self.advance(now, effects);
+        let slot = self.node_ids.get(&node).copied()?;
+        if self.nodes[slot].drain != drain {
+            self.nodes[slot].drain = drain;
+            if drain.is_some() {
+                self.draining.insert(slot);
+            } else {
+                self.draining.remove(&slot);
+            }
+            for segment in self.nodes[slot].segments.clone() {
+                self.reshelve(segment);
+            }
+            effects.push(Effect::Draining { node, drain });
+            self.drain_step();
+        }
+        Some(self.drain_report(slot))
+    }
+
+    /// How far a node is with being emptied; `None`: there is no such node.
+    pub fn drain_state(&mut self, now: Millis, node: NodeId, effects: &mut Vec<Effect>) -> Option<DrainReport> {
+        self.advance(now, effects);
+        self.node_ids.get(&node).map(|slot| self.drain_report(*slot))
+    }
+
+    /// How far a node is with being emptied.
+    pub(super) fn drain_report(&self, slot: Slot<Node>) -> DrainReport {
+        let node = &self.nodes[slot];
+        let segments = || node.segments.iter().map(|slot| &self.segments[*slot]);
+        DrainReport {
+            drain: node.drain,
+            objects: segments().map(|segment| segment.objects).sum(),
+            is_empty: segments().all(|segment| segment.space.used_bytes() == 0),
+        }
+    }
+
+    pub(super) fn is_draining(&self, node: Slot<Node>) -> bool {
+        self.draining.contains(&node)
+    }
+
+    /// Takes from nodes that are being emptied what need not be moved. True: one step was not enough.
+    pub(super) fn drain_step(&mut self) -> bool {
+        let mut budget = TICK_DRAINED_MAX;
+        for node in self.draining.iter().copied().collect::<Vec<_>>() {
+            let drop = self.nodes[node].drain == Some(Drain::Drop);
+            for segment in self.nodes[node].segments.clone() {
+                let lists = |core: &Self| {
+                    let segment = &core.segments[segment];
+                    if drop { segment.surplus.oldest().or(segment.idle.oldest()) } else { segment.surplus.oldest() }
+                };
+                // Objects under leases follow when those are over.
+                while let Some(object) = lists(self) {
+                    if budget == 0 {
+                        return true;
+                    }
+                    budget -= 1;
+                    let Some(entry) = self.objects[object].entry else { break };
+                    if drop || self.lasting(entry) > 0 {
+                        self.lose(object);
+                    } else if self.bury_of(entry) && !self.is_alone(object) {
+                        break; // its siblings are on nodes that are being emptied too
+                    }
+                }
+            }
+        }
+        false
+    }
+
+    /// A key has a replica that stays: those on nodes that are being emptied go.
+    pub(super) fn leave_draining(&mut self, entry: Slot<Entry>) {
+        if self.draining.is_empty() || self.lasting(entry) == 0 {
+            return;
+        }
+        let leaving: Vec<Slot<Object>> = self
+            .chain(entry)
+            .filter(|object| self.node_of(*object).is_some_and(|node| self.is_draining(node)))
+            .collect();
+        for object in leaving {
+            self.remove_object(object);
+        }
+    }
+
+    /// Whether any node's objects are to be moved.
+    pub(super) fn moves_wanted(&self) -> bool {
+        self.draining.iter().any(|node| {
+            let node = &self.nodes[*node];
+            node.drain == Some(Drain::Move) && node.segments.iter().any(|slot| self.segments[*slot].objects > 0)
+        })
+    }
+
+    /// Hands out copies of objects on nodes that are being emptied, those used last first. An object under a lease, as
+    /// the sources of copies are, has its turn when the lease is over.
+    pub(super) fn hand_out_moves(&mut self, hand: &mut Hand) {
+        let nodes = self.draining.iter().copied().filter(|node| self.nodes[*node].drain == Some(Drain::Move));
+        let segments: Vec<_> = nodes.flat_map(|node| self.nodes[node].segments.clone()).collect();
+        for segment in segments {
+            let lists = [&self.segments[segment].surplus, &self.segments[segment].idle];
+            let objects: Vec<Slot<Object>> =
+                lists.into_iter().flat_map(|list| list.iter(&self.objects)).take(REPLY_REPAIRS_SEEN_MAX).collect();
+            for object in objects {
+                if !hand.has_room() {
+                    return;
+                }
+                let Some(entry) = self.objects[object].entry else { continue };
+                // Handing out the copy of one replica puts its siblings under a lease, too.
+                if self.objects[object].leases == 0 && self.index.get(entry).writers() == 0 && self.lasting(entry) == 0
+                {
+                    self.hand_out(hand, entry);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Keys get back the replicas that they lack, in the background: the core knows which key lacks how many, and hands
+//! copies out to nodes that ask for work and have room. A copy is a reservation as any other; it becomes a replica only
+//! beside one that it was made of.
+
+use std::collections::VecDeque;
+use std::num::NonZeroU64;
+
+use memcache_types::{ClientId, Incarnation, LeaseId, NodeId, extent_bytes};
+
+use super::Core;
+use super::clock::Millis;
+use super::effect::Effect;
+use super::index::Entry;
+use super::limits::{COPIES_MAX, REPAIRS_MAX, REPLY_COPIES_MAX, REPLY_REPAIRS_SEEN_MAX, TICK_KEYS_SEEN_MAX};
+use super::list::Links;
+use super::lookup::Found;
+use super::node::Node;
+use super::object::Object;
+use super::refusal::Refusal;
+use super::reserve::{Reservation, Ticket};
+use super::segment::Segment;
+use super::slab::Slot;
+
+/// Keys that lack replicas, longest waiting first.
+#[derive(Debug, Default)]
+pub(super) struct Repairs {
+    /// An entry may be gone, and its slot another's, by the time it is looked at: its mark tells.
+    queue: VecDeque<Slot<Entry>>,
+    /// Where a walk through all entries has come, while there is one.
+    walk: Option<usize>,
+    /// Copies that became replicas.
+    pub(super) copied: u64,
+}
+
+impl Repairs {
+    /// How many keys wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.queue.len()
+    }
+}
+
+/// One copy to make.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyTask {
+    /// Where it goes; to be sealed or given back as any ticket.
+    pub ticket: Ticket,
+    /// Of which key.
+    pub key: Box<[u8]>,
+    /// Replicas to copy from: any will do.
+    pub sources: Vec<Found>,
+}
+
+/// What there is to do for a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct WorkReply {
+    /// Copies to make into its own memory.
+    pub tasks: Vec<CopyTask>,
+    /// The lease on all their sources.
+    pub lease: Option<LeaseId>,
+    /// Keys that still lack replicas; some of them may find no room anywhere.
+    pub waiting: u64,
+}
+
+impl Core {
+    /// A replica of a key came or went, or a writer of it is done: it gets in line if it lacks any.
+    pub(super) fn restore(&mut self, entry: Slot<Entry>) {
+        if !self.lacks(entry) || self.index.get(entry).is_queued() {
+            return;
+        }
+        if self.repairs.queue.len() >= REPAIRS_MAX {
+            // It will be found by a walk.
+            self.repairs.walk.get_or_insert(0);
+            return;
+        }
+        self.index.get_mut(entry).set_queued(true);
+        self.repairs.queue.push_back(entry);
+    }
+
+    /// Whether a readable key has fewer replicas than it should. Nobody is bringing one.
+    pub(super) fn lacks(&self, entry: Slot<Entry>) -> bool {
+        let known = self.index.get(entry);
+        known.object.is_some() && known.writers() == 0 && self.lasting(entry) < known.wanted()
+    }
+
+    /// A replica was sealed.
+    pub(super) fn settle(&mut self, entry: Slot<Entry>) {
+        self.leave_draining(entry);
+        self.restore(entry);
+    }
+
+    /// Goes on with the walk for keys that found no room in the line.
+    pub(super) fn find_repairs(&mut self) {
+        let Some(start) = self.repairs.walk.filter(|_| self.repairs.queue.len() < REPAIRS_MAX / 2) else { return };
+        let (entries, next) = self.index.walk(start, TICK_KEYS_SEEN_MAX);
+        let entries: Vec<_> = entries.collect();
+        self.repairs.walk = next;
+        for entry in entries {
+            self.restore(entry);
+        }
+    }
+
+    /// Whether there may be copies to make.
+    pub(super) fn has_work(&self) -> bool {
+        !self.repairs.queue.is_empty() || self.moves_wanted()
+    }
+
+    /// A node asks for copies to make into its own memory: up to so many, of so many bytes together, but at least one
+    /// if there is any.
+    pub fn work(
+        &mut self,
+        now: Millis,
+        client: ClientId,
+        (node, incarnation): (NodeId, Incarnation),
+        (tasks_max, bytes_max): (usize, u64),
+        effects: &mut Vec<Effect>,
+    ) -> Result<WorkReply, Refusal> {
+        self.advance(now, effects);
+        self.check_incarnation(node, incarnation)?;
+        let mut reply = WorkReply::default();
+        let known = self.node_ids.get(&node).copied().filter(|slot| self.nodes[*slot].incarnation == incarnation);
+        if let Some(node) = known.filter(|slot| !self.is_draining(*slot)) {
+            let mut hand = Hand {
+                client,
+                node,
+                tasks: tasks_max.min(REPLY_COPIES_MAX).min(COPIES_MAX.saturating_sub(self.copies)),
+                bytes: bytes_max,
+                tasks_out: Vec::new(),
+                leased: Vec::new(),
+            };
+            self.hand_out_repairs(&mut hand);
+            self.hand_out_moves(&mut hand);
+            reply.tasks = hand.tasks_out;
+            if !hand.leased.is_empty() {
+                reply.lease = Some(self.new_lease(client, hand.leased.into_boxed_slice()));
+            }
+        }
+        reply.waiting = self.repairs.waiting() as u64;
+        Ok(reply)
+    }
+
+    fn hand_out_repairs(&mut self, hand: &mut Hand) {
+        for _ in 0..self.repairs.queue.len().min(REPLY_REPAIRS_SEEN_MAX) {
+            if !hand.has_room() {
+                return;
+            }
+            let Some(entry) = self.repairs.queue.pop_front() else { return };
+            // The key that stood in line may be gone, and its slot another's.
+            if !self.index.knows(entry) || !self.index.get(entry).is_queued() {
+                continue;
+            }
+            self.index.get_mut(entry).set_queued(false);
+            if self.bury_of(entry) && self.lacks(entry) && !self.hand_out(hand, entry) {
+                self.restore(entry);
+            }
+        }
+    }
+
+    /// Hands out a copy of a key, if this node has none and has room without eviction.
+    pub(super) fn hand_out(&mut self, hand: &mut Hand, entry: Slot<Entry>) -> bool {
+        let Some(first) = self.chain(entry).find(|object| self.is_live(*object)) else { return false };
+        let payload_bytes = self.objects[first].payload_bytes;
+        if self.holds(hand.node, entry) {
+            return false;
+        }
+        let Some((segment, offset)) = self.take_spare(hand.node, extent_bytes(payload_bytes)) else { return false };
+        let sources: Vec<Slot<Object>> = self.chain(entry).filter(|object| self.is_live(*object)).collect();
+        let serial = self.objects[first].serial.get();
+        let ticket = self.add_reservation(Reservation {
+            links: Links::new(),
+            serial: NonZeroU64::MIN,
+            client: hand.client,
+            entry,
+            segment,
+            offset,
+            payload_bytes,
+            deadline: self.now.plus(self.settings.reservation_ttl_ms.into()),
+            position: 0,
+            // While this one is there, so are the bytes that any of the sources had.
+            kin: serial..serial + 1,
+            wanted: 1,
+            copy: true,
+        });
+        let found = sources.iter().map(|source| self.found(*source)).collect();
+        for source in &sources {
+            self.add_lease(*source);
+        }
+        hand.leased.extend(sources);
+        hand.tasks -= 1;
+        hand.bytes = hand.bytes.saturating_sub(payload_bytes);
+        hand.tasks_out.push(CopyTask { ticket, key: self.index.get(entry).key().into(), sources: found });
+        true
+    }
+
+    /// Takes space on a node that does not push it over its high watermark: copies evict nothing, now or soon.
+    fn take_spare(&mut self, node: Slot<Node>, bytes: u64) -> Option<(Slot<Segment>, u64)> {
+        let own = || self.nodes[node].segments.iter().map(|slot| &self.segments[*slot].space);
+        let capacity: u128 = own().map(|space| u128::from(space.bytes())).sum();
+        let used: u128 = own().map(|space| u128::from(space.used_bytes())).sum();
+        if used + u128::from(bytes) > capacity * u128::from(self.settings.high_watermark_ppm) / 1_000_000 {
+            return None;
+        }
+        let slot = self.roomiest_of(node, bytes)?;
+        Some((slot, self.take_run(slot, bytes)?))
+    }
+}
+
+/// What is being handed out to one node.
+#[derive(Debug)]
+pub(super) struct Hand {
+    client: ClientId,
+    pub(super) node: Slot<Node>,
+    tasks: usize,
+    bytes: u64,
+    tasks_out: Vec<CopyTask>,
+    leased: Vec<Slot<Object>>,
+}
+
+impl Hand {
+    /// Whether one more may be handed out.
+    pub(super) const fn has_room(&self) -> bool {
+        self.tasks > 0 && self.bytes > 0
+    }
+}

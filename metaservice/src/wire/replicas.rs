@@ -1,0 +1,54 @@
+//! Copies and drains, between the wire and the core.
+
+use memcache_proto::pb;
+use memcache_types::{ClientId, Incarnation, LeaseId, NodeId};
+
+use super::{Fault, drain_state};
+use crate::core::{CopyTask, Core, Drain, Effect, Millis};
+
+pub(super) fn work(
+    core: &mut Core,
+    now: Millis,
+    client: ClientId,
+    request: &pb::Work,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::WorkReply, Fault> {
+    let who = (NodeId::new(request.node), Incarnation::new(request.incarnation));
+    let found = core.work(now, client, who, (request.tasks_max as usize, request.bytes_max), effects)?;
+    Ok(pb::WorkReply {
+        tasks: found.tasks.into_iter().map(task).collect(),
+        lease: found.lease.map_or(0, LeaseId::get),
+        lease_ms: core.settings().lease_ms,
+        waiting: found.waiting,
+    })
+}
+
+fn task(task: CopyTask) -> pb::CopyTask {
+    let CopyTask { ticket, key, sources } = task;
+    pb::CopyTask {
+        key: key.into(),
+        payload_bytes: sources.first().map_or(0, |source| source.payload_bytes),
+        reservation: ticket.reservation.get(),
+        segment: ticket.address.segment().get(),
+        offset: ticket.address.offset(),
+        generation: ticket.generation.get(),
+        source_segments: sources.iter().map(|source| source.address.segment().get()).collect(),
+        source_offsets: sources.iter().map(|source| source.address.offset()).collect(),
+        source_generations: sources.iter().map(|source| source.generation.get()).collect(),
+    }
+}
+
+pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &mut Vec<Effect>) -> pb::DrainReply {
+    let node = NodeId::new(request.node);
+    let report = match request.mode() {
+        pb::drain::Mode::Look => core.drain_state(now, node, effects),
+        pb::drain::Mode::Move => core.drain(now, node, Some(Drain::Move), effects),
+        pb::drain::Mode::Drop => core.drain(now, node, Some(Drain::Drop), effects),
+        pb::drain::Mode::Cancel => core.drain(now, node, None, effects),
+    };
+    report.map_or_else(pb::DrainReply::default, |report| pb::DrainReply {
+        known: true,
+        state: drain_state(report),
+        objects: report.objects,
+    })
+}
