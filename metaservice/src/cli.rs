@@ -76,11 +76,12 @@ pub fn run_cli(arguments: impl IntoIterator<Item = impl Into<OsString> + Clone>)
         Err(error) => return complain(USAGE, &format!("log = {:?}: {error}", config.log)),
     };
     // Where the host process has a log already, ours goes there.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal())
-        .try_init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    let _ = if config.log_format == "json" {
+        log.json().try_init()
+    } else {
+        log.with_ansi(io::stderr().is_terminal()).try_init()
+    };
     match serve(&config) {
         Ok(code) => code,
         Err(error) => complain(FAILED, &error),

@@ -2,7 +2,9 @@
 //!
 //! Nothing here touches signals or other state of the whole process, so that any process may host a service.
 
+mod http;
 mod listen;
+mod metrics;
 mod service;
 
 use std::fmt;

@@ -17,12 +17,13 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::warn;
 
-use super::DRAIN;
 use super::service::{Book, Handler};
+use super::{DRAIN, http};
 use crate::error::MetaError;
 
 /// Accepted connections that wait to be served.
@@ -167,6 +168,7 @@ where
 {
     let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
     let accepting = tokio::spawn(accept_all(accept, accepted));
+    let pages = http::routes(Arc::clone(&book), stopped.clone());
     let rpcs = MetaRpcs::new(Handler { book, stopped: stopped.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
         .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -175,7 +177,8 @@ where
         .http2_keepalive_timeout(Some(KEEP_ALIVE))
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
         .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
-        .add_service(rpcs)
+        .accept_http1(true)
+        .add_routes(Routes::from(pages).add_service(rpcs))
         .serve_with_incoming_shutdown(ReceiverStream::new(incoming), until_stopped(stopped.clone()));
     tokio::pin!(server);
     let ended_early = tokio::select! {

@@ -17,12 +17,15 @@ use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
 
 use super::TICK;
-use crate::core::{Core, Effect, GoneReason, Millis, Settings};
+use super::metrics::{Metrics, SessionGuard, prefix_keys, rpc_of};
+use crate::core::{Core, Effect, GoneReason, Millis, Report, Settings};
 use crate::wire;
 
 /// The core, its lock and its clock.
 pub(super) struct Book {
     state: Mutex<State>,
+    metrics: Metrics,
+    epoch: Epoch,
     started: Instant,
     /// A longer gap between two looks at the clock means that this process did not run.
     gap_ms_max: u64,
@@ -39,6 +42,8 @@ impl Book {
         let last = Millis::new(0);
         Arc::new(Self {
             state: Mutex::new(State { core: Core::new(settings(config), epoch, last), last }),
+            metrics: Metrics::new(),
+            epoch,
             started: Instant::now(),
             gap_ms_max: config.node_dead_ms / 2 + millis(TICK).get(),
         })
@@ -60,12 +65,33 @@ impl Book {
         if gap_ms > self.gap_ms_max {
             warn!(gap_ms, "this process was held up; no node is blamed for its silence");
         }
+        for effect in &effects {
+            self.metrics.happened(effect);
+        }
         log(effects);
         result
     }
 
     fn serve(&self, request: pb::Request) -> pb::Reply {
-        self.with(|core, now, effects| wire::serve(core, now, request, effects))
+        let (rpc, prefix_keys, arrived) = (rpc_of(&request), prefix_keys(&request), Instant::now());
+        let reply = self.with(|core, now, effects| wire::serve(core, now, request, effects));
+        self.metrics.served(rpc, prefix_keys, &reply, arrived.elapsed());
+        reply
+    }
+
+    /// Which life of the service this is.
+    pub(super) const fn epoch(&self) -> Epoch {
+        self.epoch
+    }
+
+    /// Everything, counted.
+    pub(super) fn report(&self) -> Report {
+        self.with(Core::status)
+    }
+
+    /// What a scraper reads.
+    pub(super) fn metrics_text(&self) -> String {
+        self.metrics.text(&self.report())
     }
 
     /// Lets time pass. True: there is more to do right away.
@@ -136,7 +162,13 @@ impl Meta for Handler {
             // An error means that the service is gone altogether.
             let _ = stopped.wait_for(|stop| *stop).await;
         });
-        Ok(Response::new(Replies { requests: request.into_inner(), book: Arc::clone(&self.book), stop }))
+        let counted = self.book.metrics.session();
+        Ok(Response::new(Replies {
+            requests: request.into_inner(),
+            book: Arc::clone(&self.book),
+            stop,
+            _counted: counted,
+        }))
     }
 }
 
@@ -146,6 +178,7 @@ pub(super) struct Replies {
     requests: Streaming<pb::Request>,
     book: Arc<Book>,
     stop: Pin<Box<dyn Future<Output = ()> + Send>>,
+    _counted: SessionGuard,
 }
 
 impl Stream for Replies {

@@ -36,6 +36,8 @@ component! {
     prefault: bool = true, "true or false", |_| true;
     /// What is logged to stderr: a level or a filter such as "info,memcache_client=debug".
     log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
+    /// How lines of the log look: for people, or one JSON object a line for collectors.
+    log_format: String = "text".to_owned(), "text or json", |format| format == "text" || format == "json";
 }
 
 pub(crate) fn is_host(host: &str) -> bool {

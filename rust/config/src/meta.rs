@@ -24,6 +24,8 @@ component! {
     eviction_low_watermark: f64 = 0.90, "a number from 0, below 1", |part| *part >= 0.0 && *part < 1.0;
     /// What is logged to stderr: a level or a filter such as "info,memcache_meta=debug".
     log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
+    /// How lines of the log look: for people, or one JSON object a line for collectors.
+    log_format: String = "text".to_owned(), "text or json", |format| format == "text" || format == "json";
 }
 
 impl MetaConfig {

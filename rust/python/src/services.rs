@@ -129,14 +129,14 @@ pub(crate) fn run_meta(py: Python<'_>, arguments: Vec<String>) -> u8 {
 #[pyfunction]
 #[pyo3(signature = (path, overrides))]
 pub(crate) fn log_local(path: Option<PathBuf>, overrides: Overrides) -> PyResult<()> {
-    let log = local_config(path.as_deref(), &overrides)?.log;
+    let LocalConfig { log, log_format, .. } = local_config(path.as_deref(), &overrides)?;
     let filter = EnvFilter::try_new(&log).map_err(|error| ConfigError::new_err(format!("log = {log:?}: {error}")))?;
-    let stderr_is_terminal = std::io::stderr().is_terminal();
+    let lines = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     // A host process that has a log already keeps it.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(std::io::stderr)
-        .with_ansi(stderr_is_terminal)
-        .try_init();
+    let _ = if log_format == "json" {
+        lines.json().try_init()
+    } else {
+        lines.with_ansi(std::io::stderr().is_terminal()).try_init()
+    };
     Ok(())
 }

@@ -1,0 +1,492 @@
+//! What is counted and timed, and how it is shown to Prometheus. `docs/metrics.md` lists it; a test compares the two.
+
+use std::array;
+use std::fmt::Write as _;
+use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::time::Duration;
+
+use memcache_proto::pb::{self, reply, request};
+use parking_lot::Mutex;
+use prometheus_client::encoding::EncodeLabelSet;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::{Registry, Unit};
+
+use crate::core::{Effect, GoneReason, NodeReport, Report};
+
+/// Upper bounds of the time buckets: 2 us, doubled up to about a second.
+const BUCKET_MIN_S: f64 = 2e-6;
+const BUCKETS: u16 = 20;
+
+/// The requests, in the order of [`rpc_of`].
+const RPCS: [&str; 17] = [
+    "reserve",
+    "seal",
+    "abort",
+    "locate",
+    "release",
+    "match_prefix",
+    "exist",
+    "remove",
+    "remove_all",
+    "join",
+    "heartbeat",
+    "leave",
+    "describe",
+    "register_fingerprint",
+    "status",
+    "work",
+    "drain",
+];
+
+/// Which request this is; `None` for one this version does not know.
+pub(super) const fn rpc_of(request: &pb::Request) -> Option<usize> {
+    let Some(body) = &request.body else { return None };
+    Some(match body {
+        request::Body::Reserve(_) => 0,
+        request::Body::Seal(_) => 1,
+        request::Body::Abort(_) => 2,
+        request::Body::Locate(_) => 3,
+        request::Body::Release(_) => 4,
+        request::Body::MatchPrefix(_) => 5,
+        request::Body::Exist(_) => 6,
+        request::Body::Remove(_) => 7,
+        request::Body::RemoveAll(_) => 8,
+        request::Body::Join(_) => 9,
+        request::Body::Heartbeat(_) => 10,
+        request::Body::Leave(_) => 11,
+        request::Body::Describe(_) => 12,
+        request::Body::RegisterFingerprint(_) => 13,
+        request::Body::Status(_) => 14,
+        request::Body::Work(_) => 15,
+        request::Body::Drain(_) => 16,
+    })
+}
+
+/// How many keys a prefix lookup asks about; 0 for other requests.
+pub(super) fn prefix_keys(request: &pb::Request) -> u64 {
+    let Some(request::Body::MatchPrefix(pb::MatchPrefix { keys: Some(keys) })) = &request.body else { return 0 };
+    let count = match keys.lengths.as_slice() {
+        [one] => keys.data.len().checked_div(*one as usize).unwrap_or(0),
+        each => each.len(),
+    };
+    count as u64
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct RpcLabel {
+    rpc: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct OutcomeLabels {
+    rpc: &'static str,
+    outcome: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ReasonLabel {
+    reason: &'static str,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct NodeLabels {
+    node: String,
+    name: String,
+}
+
+/// One kind of request.
+#[derive(Debug)]
+struct Rpc {
+    seconds: Histogram,
+    failures: Counter,
+}
+
+/// Per-key outcomes of one kind of request; the place in the array is the outcome's number on the wire.
+#[derive(Debug)]
+struct Outcomes<const N: usize>([Counter; N]);
+
+impl<const N: usize> Outcomes<N> {
+    fn new(family: &Family<OutcomeLabels, Counter>, rpc: &'static str, names: [&'static str; N]) -> Self {
+        Self(array::from_fn(|at| family.get_or_create_owned(&OutcomeLabels { rpc, outcome: names[at] })))
+    }
+
+    fn count(&self, outcomes: &[u8]) {
+        let mut counts = [0; N];
+        for outcome in outcomes {
+            if let Some(count) = counts.get_mut(usize::from(*outcome)) {
+                *count += 1;
+            }
+        }
+        for (counter, count) in self.0.iter().zip(counts) {
+            if count > 0 {
+                counter.inc_by(count);
+            }
+        }
+    }
+}
+
+type NodeGauges = Family<NodeLabels, Gauge>;
+
+/// Everything that is counted. Times and outcomes are added as requests are served, amounts when somebody asks.
+#[derive(Debug)]
+pub(super) struct Metrics {
+    registry: Registry,
+    rpcs: [Rpc; RPCS.len()],
+    reserved: Outcomes<6>,
+    sealed: Outcomes<4>,
+    located: Outcomes<4>,
+    exist: Outcomes<4>,
+    matched: Counter,
+    unmatched: Counter,
+    joined: Counter,
+    gone: Family<ReasonLabel, Counter>,
+    expired: Counter,
+    sessions: Gauge,
+    /// One scrape at a time: gauges of nodes are cleared and set.
+    amounts: Mutex<Amounts>,
+}
+
+#[derive(Debug)]
+struct Amounts {
+    objects: Gauge,
+    replicas: Gauge,
+    repairs_waiting: Gauge,
+    copies: Gauge,
+    copied: Counter,
+    reservations: Gauge,
+    leases: Gauge,
+    uptime: Gauge<f64, AtomicU64>,
+    evicted_objects: Counter,
+    evicted_bytes: Counter,
+    capacity: NodeGauges,
+    used: NodeGauges,
+    held: NodeGauges,
+    heard: Family<NodeLabels, Gauge<f64, AtomicU64>>,
+    nodes: Gauge,
+    memory: Gauge,
+}
+
+impl Metrics {
+    pub(super) fn new() -> Self {
+        let mut registry = Registry::with_prefix("memcache_meta");
+        let seconds = Family::<RpcLabel, Histogram>::new_with_constructor(|| {
+            Histogram::new(exponential_buckets(BUCKET_MIN_S, 2.0, BUCKETS))
+        });
+        let failures = Family::<RpcLabel, Counter>::default();
+        let keys = Family::<OutcomeLabels, Counter>::default();
+        let gone = Family::<ReasonLabel, Counter>::default();
+        for reason in ["left", "silent", "replaced"] {
+            // A rate over a series that is not there yet is nothing, not zero.
+            drop(gone.get_or_create(&ReasonLabel { reason }));
+        }
+        let rpcs = array::from_fn(|at| {
+            let label = RpcLabel { rpc: RPCS[at] };
+            Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
+        });
+        let (joined, expired, sessions) = (Counter::default(), Counter::default(), Gauge::default());
+        registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
+        registry.register("request_failures", "Requests refused as a whole", failures);
+        registry.register("keys", "Keys by what became of them", keys.clone());
+        registry.register("nodes_joined", "Joins of nodes", joined.clone());
+        registry.register("nodes_gone", "Nodes that went, by reason", gone.clone());
+        registry.register("reservations_expired", "Reservations that ran out unsealed", expired.clone());
+        registry.register("sessions", "Connected sessions", sessions.clone());
+        let amounts = Mutex::new(Amounts::register(&mut registry));
+        let lookup = ["unknown", "located", "absent", "pending"];
+        let matched = |outcome| keys.get_or_create_owned(&OutcomeLabels { rpc: "match_prefix", outcome });
+        Self {
+            reserved: Outcomes::new(
+                &keys,
+                "reserve",
+                ["unknown", "reserved", "present", "pending", "no_space", "too_large"],
+            ),
+            sealed: Outcomes::new(&keys, "seal", ["unknown", "sealed", "present", "lost"]),
+            located: Outcomes::new(&keys, "locate", lookup),
+            exist: Outcomes::new(&keys, "exist", lookup),
+            matched: matched("matched"),
+            unmatched: matched("unmatched"),
+            registry,
+            rpcs,
+            joined,
+            gone,
+            expired,
+            sessions,
+            amounts,
+        }
+    }
+
+    /// A request was served. `prefix_keys` is what [`prefix_keys`] said of it.
+    pub(super) fn served(&self, rpc: Option<usize>, prefix_keys: u64, reply: &pb::Reply, took: Duration) {
+        let Some(rpc) = rpc.and_then(|at| self.rpcs.get(at)) else { return };
+        rpc.seconds.observe(took.as_secs_f64());
+        match &reply.body {
+            Some(reply::Body::Failure(_)) => drop(rpc.failures.inc()),
+            Some(reply::Body::Reserve(reply)) => self.reserved.count(&reply.outcomes),
+            Some(reply::Body::Seal(reply)) => self.sealed.count(&reply.outcomes),
+            Some(reply::Body::Locate(reply)) => self.located.count(&reply.outcomes),
+            Some(reply::Body::Exist(reply)) => self.exist.count(&reply.outcomes),
+            Some(reply::Body::MatchPrefix(reply)) => {
+                self.matched.inc_by(reply.present.into());
+                self.unmatched.inc_by(prefix_keys.saturating_sub(reply.present.into()));
+            }
+            _ => {}
+        }
+    }
+
+    /// Something happened in the core.
+    pub(super) fn happened(&self, effect: &Effect) {
+        match effect {
+            Effect::NodeJoined { .. } => drop(self.joined.inc()),
+            Effect::NodeGone { reason, .. } => {
+                let reason = match reason {
+                    GoneReason::Left => "left",
+                    GoneReason::Silent => "silent",
+                    GoneReason::Replaced => "replaced",
+                };
+                self.gone.get_or_create(&ReasonLabel { reason }).inc();
+            }
+            Effect::ReservationsExpired { count } => drop(self.expired.inc_by(*count)),
+            // The core counts evictions on demand as well; a drain shows in the amounts of its node.
+            Effect::Evicted { .. } | Effect::Draining { .. } => {}
+        }
+    }
+
+    /// A session began; the guard ends it.
+    pub(super) fn session(&self) -> SessionGuard {
+        self.sessions.inc();
+        SessionGuard(self.sessions.clone())
+    }
+
+    /// The text a scraper reads, with the amounts of now.
+    pub(super) fn text(&self, report: &Report) -> String {
+        let amounts = self.amounts.lock();
+        amounts.set(report);
+        let mut text = String::new();
+        if let Err(error) = encode(&mut text, &self.registry) {
+            // Writing to a String does not fail; if it ever does, the scraper sees a comment.
+            let _ = write!(text, "# {error}");
+        }
+        text
+    }
+}
+
+/// Ends a session's count.
+#[derive(Debug)]
+pub(super) struct SessionGuard(Gauge<i64, AtomicI64>);
+
+impl Drop for SessionGuard {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+impl Amounts {
+    fn register(registry: &mut Registry) -> Self {
+        let amounts = Self {
+            objects: Gauge::default(),
+            replicas: Gauge::default(),
+            repairs_waiting: Gauge::default(),
+            copies: Gauge::default(),
+            copied: Counter::default(),
+            reservations: Gauge::default(),
+            leases: Gauge::default(),
+            uptime: Gauge::default(),
+            evicted_objects: Counter::default(),
+            evicted_bytes: Counter::default(),
+            capacity: NodeGauges::default(),
+            used: NodeGauges::default(),
+            held: NodeGauges::default(),
+            heard: Family::default(),
+            nodes: Gauge::default(),
+            memory: Gauge::default(),
+        };
+        registry.register("objects", "Readable objects", amounts.objects.clone());
+        registry.register("replicas", "Replicas of readable objects", amounts.replicas.clone());
+        let waiting = "Objects that wait for replicas they lack";
+        registry.register("repairs_waiting", waiting, amounts.repairs_waiting.clone());
+        registry.register("copies_running", "Copies between nodes under way", amounts.copies.clone());
+        registry.register("copies", "Copies between nodes that were made", amounts.copied.clone());
+        registry.register("reservations", "Live reservations", amounts.reservations.clone());
+        registry.register("leases", "Live leases", amounts.leases.clone());
+        registry.register("nodes", "Nodes in the pool", amounts.nodes.clone());
+        registry.register_with_unit("uptime", "Time since the start", Unit::Seconds, amounts.uptime.clone());
+        registry.register("evicted_objects", "Objects evicted", amounts.evicted_objects.clone());
+        registry.register_with_unit(
+            "evicted",
+            "Extents of evicted objects",
+            Unit::Bytes,
+            amounts.evicted_bytes.clone(),
+        );
+        registry.register_with_unit("node_capacity", "Memory a node lends", Unit::Bytes, amounts.capacity.clone());
+        let used = "Memory of a node in use: sealed, reserved, resting or held for readers";
+        registry.register_with_unit("node_used", used, Unit::Bytes, amounts.used.clone());
+        registry.register("node_objects", "Readable objects on a node", amounts.held.clone());
+        let heard = "Time since a node was last heard of";
+        registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
+        registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());
+        amounts
+    }
+
+    fn set(&self, report: &Report) {
+        self.objects.set(signed(report.objects));
+        self.replicas.set(signed(report.replicas));
+        self.repairs_waiting.set(signed(report.repairs_waiting));
+        self.copies.set(signed(report.copies));
+        raise(&self.copied, report.copied);
+        self.reservations.set(signed(report.reservations));
+        self.leases.set(signed(report.leases));
+        self.nodes.set(signed(report.nodes.len() as u64));
+        self.uptime.set(seconds(report.uptime_ms));
+        raise(&self.evicted_objects, report.evicted_objects);
+        raise(&self.evicted_bytes, report.evicted_bytes);
+        self.memory.set(signed(resident_bytes()));
+        // Nodes that are gone must not stay in the list.
+        self.capacity.clear();
+        self.used.clear();
+        self.held.clear();
+        self.heard.clear();
+        for node in &report.nodes {
+            self.set_node(node);
+        }
+    }
+
+    fn set_node(&self, node: &NodeReport) {
+        let labels = NodeLabels { node: node.node.to_string(), name: node.name.to_string() };
+        self.capacity.get_or_create(&labels).set(signed(node.capacity_bytes));
+        self.used.get_or_create(&labels).set(signed(node.used_bytes));
+        self.held.get_or_create(&labels).set(signed(node.objects));
+        self.heard.get_or_create(&labels).set(seconds(node.heartbeat_age_ms));
+    }
+}
+
+/// Lets a counter catch up with a total that is kept elsewhere.
+fn raise(counter: &Counter, total: u64) {
+    counter.inc_by(total.saturating_sub(counter.get()));
+}
+
+fn signed(value: u64) -> i64 {
+    i64::try_from(value).unwrap_or(i64::MAX)
+}
+
+fn seconds(ms: u64) -> f64 {
+    Duration::from_millis(ms).as_secs_f64()
+}
+
+/// Resident memory of this process in bytes; 0 where the system does not say.
+fn resident_bytes() -> u64 {
+    let pages = std::fs::read_to_string("/proc/self/statm")
+        .ok()
+        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
+        .unwrap_or(0);
+    pages * rustix::param::page_size() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use memcache_types::{Epoch, Incarnation, NodeId, Tier};
+
+    use super::*;
+    use crate::core::{Core, Millis, SegmentOffer, Settings};
+
+    const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
+
+    /// Name and type of each row of the table.
+    fn documented() -> BTreeMap<String, String> {
+        let rows = DOCUMENT.lines().filter_map(|line| line.strip_prefix("| `memcache_"));
+        rows.map(|row| {
+            let mut cells = row.split('|').map(str::trim);
+            let (name, kind) = (cells.next().unwrap(), cells.next().unwrap());
+            (format!("memcache_{}", name.trim_end_matches('`')), kind.to_owned())
+        })
+        .collect()
+    }
+
+    /// A pool of one node, with some of its numbers set.
+    fn report() -> Report {
+        let settings = Settings {
+            reservation_ttl_ms: 1000,
+            lease_ms: 1000,
+            heartbeat_ms: 1000,
+            node_dead_ms: 5000,
+            high_watermark_ppm: 900_000,
+            low_watermark_ppm: 800_000,
+        };
+        let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));
+        let offer = SegmentOffer { bytes: 1 << 20, tier: Tier::Dram, descriptor: Box::default() };
+        core.join(now, (NodeId::new(7), Incarnation::new(1)), "seven", vec![offer], Epoch::new(0), &mut Vec::new())
+            .unwrap();
+        Report { objects: 3, evicted_objects: 5, evicted_bytes: 640, ..core.status(now, &mut Vec::new()) }
+    }
+
+    #[test]
+    fn the_document_lists_exactly_what_is_exported() {
+        let text = Metrics::new().text(&report());
+        let exported: BTreeMap<String, String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE "))
+            .map(|line| line.split_once(' ').unwrap())
+            .map(|(name, kind)| (name.to_owned(), kind.to_owned()))
+            .collect();
+        assert_eq!(documented(), exported);
+    }
+
+    #[test]
+    fn requests_are_timed_and_their_keys_counted_by_outcome() {
+        let metrics = Metrics::new();
+        let reply = |body| pb::Reply { request_id: 1, epoch: 1, body: Some(body) };
+        let request = pb::Request {
+            body: Some(request::Body::MatchPrefix(pb::MatchPrefix {
+                keys: Some(pb::Keys { data: vec![0; 40], lengths: vec![8] }),
+            })),
+            ..pb::Request::default()
+        };
+        let found = reply(reply::Body::MatchPrefix(pb::MatchPrefixReply { present: 3, pending: 3 }));
+        metrics.served(rpc_of(&request), prefix_keys(&request), &found, Duration::from_micros(5));
+        let outcomes = [pb::LocateOutcome::Located, pb::LocateOutcome::LocateAbsent, pb::LocateOutcome::Located];
+        let outcomes = outcomes.map(|outcome| u8::try_from(i32::from(outcome)).unwrap()).to_vec();
+        let located = reply(reply::Body::Locate(pb::LocateReply { outcomes, ..pb::LocateReply::default() }));
+        metrics.served(Some(3), 0, &located, Duration::from_micros(5));
+        let failure = reply(reply::Body::Failure(pb::Failure::default()));
+        metrics.served(Some(3), 0, &failure, Duration::from_micros(5));
+        let text = metrics.text(&report());
+        for line in [
+            "memcache_meta_keys_total{rpc=\"match_prefix\",outcome=\"matched\"} 3",
+            "memcache_meta_keys_total{rpc=\"match_prefix\",outcome=\"unmatched\"} 2",
+            "memcache_meta_keys_total{rpc=\"locate\",outcome=\"located\"} 2",
+            "memcache_meta_keys_total{rpc=\"locate\",outcome=\"absent\"} 1",
+            "memcache_meta_request_failures_total{rpc=\"locate\"} 1",
+            "memcache_meta_request_seconds_count{rpc=\"locate\"} 2",
+            "memcache_meta_evicted_bytes_total 640",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
+        }
+    }
+
+    #[test]
+    fn nodes_that_are_gone_leave_the_list_and_names_are_escaped() {
+        let metrics = Metrics::new();
+        let mut two = report();
+        two.nodes[0].name = "a\"b\\c\nd".into();
+        let text = metrics.text(&two);
+        assert!(text.contains("name=\"a\\\"b\\\\c\\nd\""), "{text}");
+        let text = metrics.text(&Report { nodes: Vec::new(), ..report() });
+        assert!(!text.contains("node_used_bytes{"), "{text}");
+    }
+
+    #[test]
+    fn every_request_has_a_name() {
+        // A request this version does not know is counted nowhere.
+        assert_eq!(rpc_of(&pb::Request::default()), None);
+        let status = pb::Request { body: Some(request::Body::Status(pb::Status {})), ..pb::Request::default() };
+        assert_eq!(rpc_of(&status).map(|at| RPCS[at]), Some("status"));
+        let reserve =
+            pb::Request { body: Some(request::Body::Reserve(pb::Reserve::default())), ..pb::Request::default() };
+        assert_eq!(rpc_of(&reserve).map(|at| RPCS[at]), Some("reserve"));
+    }
+}
