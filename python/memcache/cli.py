@@ -1,52 +1,108 @@
-"""The command ``memcache``: looks at a pool."""
+"""The command ``memcache``: looks at a pool and empties nodes."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+import time
 from typing import Any
 
-from memcache.errors import ConfigError, MemCacheError
+from memcache.errors import ConfigError, InvalidArgument, MemCacheError
 from memcache.store import Store
 
 MIB = 1 << 20
 
+WAIT_STEP_S = 0.1
+"""How often a drain that is waited for is looked at."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; its exit code: 0, 2 for bad settings, 1 if the pool cannot be reached."""
-    parser = argparse.ArgumentParser(prog="memcache", description="Look at a MemCache pool.")
-    commands = parser.add_subparsers(dest="command", required=True)
-    status = commands.add_parser("status", help="nodes, objects and bytes of the pool")
-    status.add_argument("--json", action="store_true", help="print JSON")
-    status.add_argument("--meta-address", help="where the MetaService is (default: MEMCACHE_META_ADDRESS or the file)")
-    status.add_argument("--timeout-ms", type=int, default=2000, help="longest wait, milliseconds")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     try:
         with Store(meta_address=options.meta_address, lend_bytes=0) as store:
             if store.embedded:
                 raise ConfigError("no MetaService address: give --meta-address or set MEMCACHE_META_ADDRESS")
-            found = store.status(options.timeout_ms)
+            found, text = options.run(store, options)
     except MemCacheError as error:
         print(f"memcache: {error}", file=sys.stderr)
         return 2 if isinstance(error, ValueError) else 1
-    print(json.dumps(found, indent=2) if options.json else _table(found))
+    print(json.dumps(found, indent=2) if options.json else text)
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="memcache", description="Look at a MemCache pool, and run it.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    status = commands.add_parser("status", help="nodes, objects and bytes of the pool")
+    nodes = commands.add_parser("nodes", help="the nodes of the pool")
+    drain = commands.add_parser("drain", help="empty a node so that it can leave; without waiting, unless --wait-ms")
+    drain.add_argument("node", metavar="NODE", help="its id, as `memcache nodes` shows it")
+    mode = drain.add_mutually_exclusive_group()
+    mode.add_argument("--drop", dest="mode", action="store_const", const="drop", help="let its objects go")
+    mode.add_argument("--cancel", dest="mode", action="store_const", const="cancel", help="end a drain; the node stays")
+    mode.add_argument("--look", dest="mode", action="store_const", const="look", help="only say how far it is")
+    drain.add_argument("--wait-ms", type=int, default=0, help="wait so long for its end, milliseconds")
+    drain.set_defaults(mode="move")
+    for command, run in ((status, _status), (nodes, _nodes), (drain, _drain)):
+        command.set_defaults(run=run)
+        command.add_argument("--json", action="store_true", help="print JSON")
+        command.add_argument(
+            "--meta-address", help="where the MetaService is (default: MEMCACHE_META_ADDRESS or the file)"
+        )
+        command.add_argument("--timeout-ms", type=int, default=2000, help="longest wait for an answer, milliseconds")
+    return parser
+
+
+def _status(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    found = store.status(options.timeout_ms)
+    return found, _table(found)
+
+
+def _nodes(store: Store, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    found = store.status(options.timeout_ms)
+    return found["nodes"], "\n".join(_node_lines(found))
+
+
+def _drain(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    found = store.drain(options.node, options.mode, options.timeout_ms)
+    until = time.monotonic() + options.wait_ms / 1000
+    while options.mode in ("move", "drop") and time.monotonic() < until:
+        time.sleep(WAIT_STEP_S)
+        try:
+            found = store.drain(options.node, "look", options.timeout_ms)
+        except InvalidArgument:
+            # It is empty and has left.
+            found = {"node": options.node, "state": "gone", "objects": 0}
+            break
+    return found, f"node {found['node']}: {found['state']}, {found['objects']} objects left"
 
 
 def _table(status: dict[str, Any]) -> str:
     lines = [
-        f"objects {status['objects']}   used {status['used_bytes'] / MIB:.1f} of "
+        f"objects {status['objects']}   replicas {status['replicas']}   used {status['used_bytes'] / MIB:.1f} of "
         f"{status['capacity_bytes'] / MIB:.1f} MiB   evicted {status['evicted_objects']}   "
         f"up {status['uptime_ms'] / 1000:.0f} s",
-        f"{'node':<18}{'name':<32}{'objects':>10}{'used MiB':>12}{'of MiB':>12}{'seen ms ago':>13}",
+    ]
+    if status["repairs_waiting"] or status["copies"]:
+        lines.append(
+            f"keys that lack replicas {status['repairs_waiting']}   copies under way {status['copies']}   "
+            f"made {status['copied']}"
+        )
+    return "\n".join(lines + _node_lines(status))
+
+
+def _node_lines(status: dict[str, Any]) -> list[str]:
+    lines = [
+        f"{'node':<18}{'name':<32}{'objects':>10}{'used MiB':>12}{'of MiB':>12}{'seen ms ago':>13}{'drain':>10}",
     ]
     lines += [
         f"{node['node']:<18}{node['name'][:31]:<32}{node['objects']:>10}{node['used_bytes'] / MIB:>12.1f}"
-        f"{node['capacity_bytes'] / MIB:>12.1f}{node['heartbeat_age_ms']:>13}"
+        f"{node['capacity_bytes'] / MIB:>12.1f}{node['heartbeat_age_ms']:>13}{node['drain']:>10}"
         for node in status["nodes"]
     ]
-    return "\n".join(lines)
+    return lines
 
 
 if __name__ == "__main__":

@@ -46,6 +46,10 @@ class StoreConfig:
     """Deadline of a call that names none, in milliseconds."""
     checksum: str = "always"
     """``"always"`` or ``"off"``: CRC-32C of every payload. Generation and length are compared in any case."""
+    replica_num: int = 1
+    """Replicas that a put makes of each object, on distinct nodes, 1 to 8, unless it says otherwise."""
+    repair_bytes_per_s: int | str = "1GB"
+    """Bytes a second copied into lent memory to restore lost replicas and to take over from drained nodes."""
     huge_pages: bool = False
     """Back lent memory with huge pages where there are any."""
     transfer_threads: int = 0
@@ -63,7 +67,7 @@ class StoreConfig:
         values: dict[str, Any] = {}
         for entry in fields(cls):
             text = settings[entry.name]
-            if entry.name in ("timeout_ms", "transfer_threads"):
+            if entry.name in ("timeout_ms", "transfer_threads", "replica_num"):
                 values[entry.name] = int(text)
             elif entry.name == "huge_pages":
                 values[entry.name] = text == "true"

@@ -100,6 +100,20 @@ class LocalService(_Service[_core.LocalService]):
         return self._running().wait_joined(timeout_ms)
 
     @property
+    def drain_ms(self) -> int:
+        """The setting of that name: how long the program empties itself on SIGTERM, in milliseconds."""
+        return self._running().drain_ms
+
+    def drain(self, timeout_ms: int) -> bool:
+        """Has other nodes copy what is only here, and leaves the pool; whether nothing was left within ``timeout_ms``
+        milliseconds. New objects go elsewhere from now on."""
+        return self._running().drain(timeout_ms)
+
+    def wait_drained(self, timeout_ms: int) -> bool:
+        """Waits until somebody has had this node emptied and it has left; whether it has."""
+        return self._running().wait_drained(timeout_ms)
+
+    @property
     def node_id(self) -> str:
         """Who this node is in the pool, in hexadecimal."""
         return self._running().node_id

@@ -86,9 +86,25 @@ class Store:
 
     # --- single ---
 
-    def put(self, key: Key, value: Buffer, timeout_ms: int | None = None) -> PutStatus:
-        """Stores ``value`` under ``key``: ``STORED``, or ``PRESENT`` if the key is readable already."""
-        return _put_result(self._core.put([key], [value], False, False, timeout_ms), _nbytes(value))
+    def put(
+        self,
+        key: Key,
+        value: Buffer,
+        timeout_ms: int | None = None,
+        *,
+        replica_num: int | None = None,
+        preferred_nodes: Sequence[str] | None = None,
+    ) -> PutStatus:
+        """Stores ``value`` under ``key``: ``STORED``, or ``PRESENT`` if the key is readable already.
+
+        ``replica_num``: replicas on distinct nodes, 1 to 8 (default: the setting of that name). The value is stored
+        when one of them is; the pool makes the others. ``preferred_nodes``: ids as in :meth:`status`, to be used before
+        all other nodes, in this order, where they have free space.
+        """
+        return _put_result(
+            self._core.put([key], [value], False, False, timeout_ms, replica_num, _nodes(preferred_nodes)),
+            _nbytes(value),
+        )
 
     def get(self, key: Key, timeout_ms: int | None = None) -> bytes | None:
         """The value of ``key``, or ``None`` if it is not in the pool."""
@@ -123,9 +139,20 @@ class Store:
 
     # --- batched ---
 
-    def put_batch(self, keys: Keys, values: Sequence[Buffer], timeout_ms: int | None = None) -> Statuses:
-        """Stores one value a key; a :class:`PutStatus` a key. A key given twice is stored once, the other is told."""
-        return self._core.put(keys, values, False, False, timeout_ms)
+    def put_batch(
+        self,
+        keys: Keys,
+        values: Sequence[Buffer],
+        timeout_ms: int | None = None,
+        *,
+        replica_num: int | None = None,
+        preferred_nodes: Sequence[str] | None = None,
+    ) -> Statuses:
+        """Stores one value a key; a :class:`PutStatus` a key. A key given twice is stored once, the other is told.
+
+        ``replica_num`` and ``preferred_nodes``: as for :meth:`put`.
+        """
+        return self._core.put(keys, values, False, False, timeout_ms, replica_num, _nodes(preferred_nodes))
 
     def get_batch(self, keys: Keys, timeout_ms: int | None = None) -> list[bytes | None]:
         """The value of each key, ``None`` for those not in the pool."""
@@ -206,13 +233,17 @@ class Store:
         timeout_ms: int | None = None,
         *,
         exclusive: bool = True,
+        replica_num: int | None = None,
+        preferred_nodes: Sequence[str] | None = None,
     ) -> Statuses:
         """Stores blocks, one object a key; a :class:`PutStatus` a key.
 
         ``exclusive``: leave a key that another writer holds to that writer (``PENDING``) instead of racing it.
+        ``replica_num`` and ``preferred_nodes``: as for :meth:`put`.
         Raises :class:`memcache.InvalidArgument` for an id outside the layout, before anything moves.
         """
-        return self._core.put_blocks(layout.core, keys, block_ids, exclusive, timeout_ms)
+        nodes = _nodes(preferred_nodes)
+        return self._core.put_blocks(layout.core, keys, block_ids, exclusive, timeout_ms, replica_num, nodes)
 
     def get_blocks(self, layout: KvLayout, keys: Keys, block_ids: BlockIds, timeout_ms: int | None = None) -> Statuses:
         """Reads objects into blocks, one a key; a :class:`GetStatus` a key. A block whose status is not ``HIT`` holds
@@ -227,9 +258,14 @@ class Store:
         timeout_ms: int | None = None,
         *,
         exclusive: bool = True,
+        replica_num: int | None = None,
+        preferred_nodes: Sequence[str] | None = None,
     ) -> Completion[Statuses]:
         """:meth:`put_blocks` without waiting. With the pool away every key is ``UNAVAILABLE``; nothing is raised."""
-        return Completion(self._core.put_blocks_async(layout.core, keys, block_ids, exclusive, timeout_ms))
+        nodes = _nodes(preferred_nodes)
+        return Completion(
+            self._core.put_blocks_async(layout.core, keys, block_ids, exclusive, timeout_ms, replica_num, nodes)
+        )
 
     def get_blocks_async(
         self, layout: KvLayout, keys: Keys, block_ids: BlockIds, timeout_ms: int | None = None
@@ -259,6 +295,30 @@ class Store:
         """The pool: ``nodes`` (a dict each), ``objects``, ``capacity_bytes``, ``used_bytes``, ``epoch``, ..."""
         return self._core.status(timeout_ms)
 
+    @property
+    def node_id(self) -> str | None:
+        """The node this store lends memory as, in hexadecimal; ``None`` if it lends nothing."""
+        return self._core.node_id
+
+    def drain(self, node: str, mode: str = "move", timeout_ms: int | None = None) -> dict[str, Any]:
+        """Begins to empty a node, so that it can leave: it gets no new objects. Does not wait.
+
+        ``node``: its id, as in :meth:`status`. ``mode``: ``"move"`` has other nodes copy the objects that are only
+        there, as far as they have room; ``"drop"`` lets them go; ``"cancel"`` ends it and the node stays; ``"look"``
+        changes nothing. The answer: ``state`` (``"no"``, ``"draining"`` or ``"drained"``) and ``objects``, which are
+        left. A node that is drained leaves the pool by itself.
+
+        Raises :class:`memcache.InvalidArgument` where there is no such node.
+        """
+        return self._core.drain(node, mode, timeout_ms)
+
+    def drain_own(self, timeout_ms: int | None = None) -> bool:
+        """Has other nodes copy what only the memory of this store holds, which then leaves the pool.
+
+        Whether nothing was left in time. The store goes on without lending. ``True`` where it lends nothing.
+        """
+        return self._core.drain_own(timeout_ms)
+
     def stats(self) -> dict[str, int]:
         """What this store has done: objects, bytes, misses, failures, nanoseconds (``_ns``), bytes by protocol."""
         return dict(self._core.stats())
@@ -284,6 +344,10 @@ def fingerprint_digest(scope: str, fields: Mapping[str, str]) -> bytes:
         digest.update(len(encoded).to_bytes(4, "little"))
         digest.update(encoded)
     return digest.digest()
+
+
+def _nodes(nodes: Sequence[str] | None) -> list[str] | None:
+    return None if nodes is None else list(nodes)
 
 
 def _nbytes(buffer: Buffer) -> int:

@@ -1,4 +1,4 @@
-"""Lends memory to a pool until SIGTERM or SIGINT, so that what engines put there outlives them."""
+"""Lends memory to a pool until SIGTERM, SIGINT or a drain, so that what engines put there outlives them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,15 @@ from memcache.config import as_overrides
 from memcache.errors import MemCacheError
 from memcache.services import LocalService
 
+DRAINED_PERIOD_S = 0.2
+"""How often a node looks whether somebody has had it emptied: it ends then."""
+
 JOIN_REPORT_S = 5.0
 """After this long without having joined, say once what is being waited for."""
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the program; its exit code: 0 after a signal, 2 for bad settings, 1 for anything else."""
+    """Runs the program; its exit code: 0 after a signal or a drain, 2 for bad settings, 1 for anything else."""
     parser = argparse.ArgumentParser(prog="memcache-local", description="Lend host memory to a MemCache pool.")
     parser.add_argument("--config", metavar="FILE", help="TOML file, see conf/local.toml")
     parser.add_argument(
@@ -41,6 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         return 2 if isinstance(error, ValueError) else 1
     print(f"memcache-local: lending as node {service.node_id} to {service.meta_address}", flush=True)
     _wait(service, stop)
+    if stop.is_set() and service.drain_ms > 0:
+        drained = service.drain(service.drain_ms)
+        print(f"memcache-local: {'drained' if drained else 'not drained in time'}", flush=True)
     service.stop()
     return 0
 
@@ -55,7 +61,10 @@ def _wait(service: LocalService, stop: threading.Event) -> None:
         if waited >= JOIN_REPORT_S > waited - step:
             print(f"memcache-local: no MetaService answers at {service.meta_address} yet", file=sys.stderr, flush=True)
     print("memcache-local: joined", flush=True)
-    stop.wait()
+    while not stop.wait(DRAINED_PERIOD_S):
+        if service.wait_drained(0):
+            print("memcache-local: drained", flush=True)
+            return
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ STORE_KEYS = (
     "checksum",
     "huge_pages",
     "transfer_threads",
+    "replica_num",
+    "repair_bytes_per_s",
 )
 """Keys that are handed on to :class:`memcache.StoreConfig` as they are."""
 

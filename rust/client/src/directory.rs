@@ -1,6 +1,6 @@
 //! Which link leads to which segment.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
@@ -52,8 +52,7 @@ impl Directory {
         let mut wanted: Vec<SegmentId> = segments.into_iter().collect();
         wanted.sort_unstable();
         wanted.dedup();
-        let unknown: Vec<u64> =
-            wanted.iter().filter(|segment| !self.known.contains_key(segment)).map(|segment| segment.get()).collect();
+        let unknown = self.unknown(wanted.iter());
         let asked = if unknown.is_empty() { Ok(()) } else { self.ask(book, unknown, deadline) };
         wanted
             .into_iter()
@@ -67,6 +66,30 @@ impl Directory {
                 (segment, link)
             })
             .collect()
+    }
+
+    /// How far away each of these segments is, nearest least. What the book does not tell is farthest.
+    pub(crate) fn distances(
+        &self,
+        book: &Book,
+        fabric: &Fabric,
+        segments: impl IntoIterator<Item = SegmentId>,
+        deadline: Instant,
+    ) -> HashMap<SegmentId, u8> {
+        self.forget_older_lives(book);
+        let wanted: HashSet<SegmentId> = segments.into_iter().collect();
+        let unknown = self.unknown(wanted.iter());
+        if !unknown.is_empty()
+            && let Err(error) = self.ask(book, unknown, deadline)
+        {
+            tracing::debug!(%error, "replicas are read in the order of the book");
+        }
+        let distance = |segment| self.known.get(&segment).map_or(u8::MAX, |entry| fabric.distance(entry.value()));
+        wanted.into_iter().map(|segment| (segment, distance(segment))).collect()
+    }
+
+    fn unknown<'a>(&self, segments: impl Iterator<Item = &'a SegmentId>) -> Vec<u64> {
+        segments.filter(|segment| !self.known.contains_key(segment)).map(|segment| segment.get()).collect()
     }
 
     fn ask(&self, book: &Book, segments: Vec<u64>, deadline: Instant) -> Result<(), BookError> {

@@ -102,6 +102,14 @@ pub enum InvalidCall {
         /// Largest allowed.
         max: u64,
     },
+    /// A number of replicas outside the limits.
+    #[error("{replicas} replicas; a key has 1 to {limit}")]
+    Replicas {
+        /// What was asked for.
+        replicas: usize,
+        /// Most allowed.
+        limit: usize,
+    },
     /// Too many pieces for one object.
     #[error("value {index} has {pieces} pieces; the limit is {limit}")]
     TooManyPieces {

@@ -1,5 +1,6 @@
 //! Reading a batch: locate, read, verify, release.
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
@@ -22,6 +23,8 @@ use crate::transfer::{Found, Group, Move};
 /// Where the objects of a batch are, held in place by a lease until this is dropped or its time is up.
 pub struct Located {
     places: Vec<Option<Place>>,
+    /// Other replicas, by position of their key, which never falls.
+    others: Vec<(usize, Place)>,
     lease: u64,
     /// A read that ends later than this may have seen other bytes.
     valid_until: Instant,
@@ -29,10 +32,10 @@ pub struct Located {
 }
 
 #[derive(Clone, Copy)]
-struct Place {
-    extent: Extent,
-    payload_bytes: u64,
-    generation: Generation,
+pub(crate) struct Place {
+    pub(crate) extent: Extent,
+    pub(crate) payload_bytes: u64,
+    pub(crate) generation: Generation,
 }
 
 impl Located {
@@ -88,7 +91,8 @@ impl Inner {
         };
         let places = places(&reply, keys.len()).map_err(|error| BookError::Refused(error.to_string()))?;
         let valid_until = answer.sent + Duration::from_millis(u64::from(reply.lease_ms));
-        Ok(Located { places, lease: reply.lease, valid_until, book: Arc::clone(&self.book) })
+        let others = others(&reply, &places).map_err(|error| BookError::Refused(error.to_string()))?;
+        Ok(Located { places, others, lease: reply.lease, valid_until, book: Arc::clone(&self.book) })
     }
 
     /// Reads what was located into the targets; the target of an absent key is left alone.
@@ -104,50 +108,105 @@ impl Inner {
         }
         let started = Instant::now();
         let mut statuses = vec![GetStatus::Miss; keys.len()];
-        let groups = self.plan_reads(located, keys, targets, &mut statuses, deadline);
-        let moved = self.transfer(targets, deadline.min(located.valid_until)).read(groups);
-        let in_time = Instant::now() < located.valid_until;
-        for (index, protocol, outcome) in moved {
-            statuses[index] = match (outcome, located.places[index]) {
-                (Ok(found), Some(place)) if in_time => verify(&found, &place, keys.get(index)),
-                (Ok(_), _) => GetStatus::Miss, // outlived its lease
-                (Err(error), _) => {
-                    tracing::debug!(%error, %protocol, "a get could not read");
-                    read_failure(&error)
-                }
-            };
+        let mut wanted: Vec<(usize, Place)> = Vec::with_capacity(keys.len());
+        for (index, place) in located.places.iter().enumerate() {
+            match place {
+                Some(place) if place.payload_bytes == targets.list(index).bytes() => wanted.push((index, *place)),
+                Some(_) => statuses[index] = GetStatus::SizeMismatch,
+                None => {}
+            }
+        }
+        let deadline = deadline.min(located.valid_until);
+        let mut choices = self.order(located, &mut wanted, deadline);
+        loop {
+            self.read_once(located, &wanted, keys, targets, &mut statuses, attempt(deadline, !choices.is_empty()));
+            wanted.retain(|(index, _)| statuses[*index] != GetStatus::Hit);
+            // Who has another replica left is read again from that one.
+            wanted = wanted.iter().filter_map(|(index, _)| Some((*index, choices.get_mut(index)?.pop()?))).collect();
+            if wanted.is_empty() || Instant::now() >= deadline {
+                break;
+            }
+            add(&self.stats.get_fallbacks, wanted.len() as u64);
         }
         self.count_get(targets, &statuses, started);
         Ok(statuses)
     }
 
-    fn plan_reads(
+    /// Puts the nearest replica of each key into `wanted`; the others, nearest last, by key.
+    fn order(&self, located: &Located, wanted: &mut [(usize, Place)], deadline: Instant) -> HashMap<usize, Vec<Place>> {
+        if located.others.is_empty() {
+            return HashMap::new();
+        }
+        let all = located.places.iter().flatten().chain(located.others.iter().map(|(_, place)| place));
+        let segments = all.map(|place| place.extent.segment());
+        let distances = self.directory.distances(&self.book, &self.fabric, segments, deadline);
+        let mut choices: HashMap<usize, Vec<Place>> = HashMap::new();
+        for (index, place) in &located.others {
+            choices.entry(*index).or_default().push(*place);
+        }
+        for (index, place) in wanted {
+            let Some(others) = choices.get_mut(index) else { continue };
+            others.insert(0, *place);
+            // Of equally near ones a different one a key: readers spread over them.
+            let turn = *index % others.len();
+            others.rotate_left(turn);
+            others.sort_by_key(|place| Reverse(distances.get(&place.extent.segment()).copied()));
+            if let Some(nearest) = others.pop() {
+                *place = nearest;
+            }
+        }
+        choices
+    }
+
+    fn read_once(
         &self,
         located: &Located,
+        wanted: &[(usize, Place)],
         keys: &KeyBatch,
         targets: &Buffers,
         statuses: &mut [GetStatus],
         deadline: Instant,
+    ) {
+        let groups = self.plan_reads(wanted, keys, statuses, deadline);
+        let moved = self.transfer(targets, deadline).read(groups);
+        let in_time = Instant::now() < located.valid_until;
+        for (tag, protocol, outcome) in moved {
+            let (index, place) = &wanted[tag];
+            statuses[*index] = match outcome {
+                Ok(found) if in_time => verify(&found, place, keys.get(*index)),
+                Ok(_) => GetStatus::Miss, // outlived its lease
+                Err(error) => {
+                    tracing::debug!(%error, %protocol, "a get could not read");
+                    read_failure(&error)
+                }
+            };
+        }
+    }
+
+    fn plan_reads(
+        &self,
+        wanted: &[(usize, Place)],
+        keys: &KeyBatch,
+        statuses: &mut [GetStatus],
+        deadline: Instant,
     ) -> Vec<Group> {
-        let segments = located.places.iter().flatten().map(|place| place.extent.segment());
+        let segments = wanted.iter().map(|(_, place)| place.extent.segment());
         let links = self.directory.links(&self.book, &self.fabric, segments, deadline);
         let mut groups: HashMap<SegmentId, Group> = HashMap::new();
-        for (index, place) in located.places.iter().enumerate() {
-            let Some(place) = place else { continue };
-            if place.payload_bytes != targets.list(index).bytes() {
-                statuses[index] = GetStatus::SizeMismatch;
-                continue;
-            }
+        for (tag, (index, place)) in wanted.iter().enumerate() {
+            let index = *index;
             match links.get(&place.extent.segment()) {
                 Some(Ok(link)) => {
                     let group = groups
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
-                    group.moves.push(Move { index, extent: place.extent, trailer: place.trailer(keys.get(index)) });
+                    let trailer = place.trailer(keys.get(index));
+                    group.moves.push(Move { index, tag, extent: place.extent, trailer });
                 }
                 Some(Err(LinkError::Book(error))) => statuses[index] = get_failure(error),
                 Some(Err(LinkError::Transport(error))) => statuses[index] = read_failure(error),
-                Some(Err(LinkError::Gone)) | None => {} // the node left: a miss
+                // The node left: a miss.
+                Some(Err(LinkError::Gone)) | None => statuses[index] = GetStatus::Miss,
             }
         }
         groups.into_values().collect()
@@ -170,8 +229,14 @@ impl Inner {
     }
 }
 
+/// How long one attempt may take. While there is another replica to go to, half of the time that is left.
+fn attempt(deadline: Instant, another: bool) -> Instant {
+    let now = Instant::now();
+    if another { now + deadline.saturating_duration_since(now) / 2 } else { deadline }
+}
+
 /// Whether what was read is what the book named: the trailer in every part, the payload by its sum where there is one.
-fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetStatus {
+pub(crate) fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetStatus {
     let Some(found) = Trailer::decode(trailer) else {
         return GetStatus::Miss; // being overwritten
     };
@@ -193,7 +258,7 @@ fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetStatus {
 
 impl Place {
     /// The trailer that must stand there, its checksum aside.
-    fn trailer(&self, key: &[u8]) -> Trailer {
+    pub(crate) fn trailer(&self, key: &[u8]) -> Trailer {
         Trailer {
             digest: KeyDigest::of(key),
             generation: self.generation,
@@ -226,6 +291,26 @@ fn places(reply: &pb::LocateReply, keys: usize) -> Result<Vec<Option<Place>>, Wi
             Ok(Some(Place { extent, payload_bytes, generation }))
         })
         .collect()
+}
+
+/// Replicas beside the first of each key.
+fn others(reply: &pb::LocateReply, places: &[Option<Place>]) -> Result<Vec<(usize, Place)>, WireError> {
+    let count = reply.other_of.len();
+    expect_length("other_segments", reply.other_segments.len(), count)?;
+    expect_length("other_offsets", reply.other_offsets.len(), count)?;
+    expect_length("other_generations", reply.other_generations.len(), count)?;
+    if count == 0 {
+        return Ok(Vec::new());
+    }
+    let located: Vec<usize> = (0..places.len()).filter(|index| places[*index].is_some()).collect();
+    let other = |at: usize| {
+        let index = *located.get(reply.other_of[at] as usize)?;
+        let payload_bytes = places[index]?.payload_bytes;
+        let address = GlobalAddress::new(SegmentId::new(reply.other_segments[at]), reply.other_offsets[at]);
+        let extent = Extent::new(address, extent_bytes(payload_bytes)).ok()?;
+        Some((index, Place { extent, payload_bytes, generation: Generation::new(reply.other_generations[at]) }))
+    };
+    (0..count).map(|at| other(at).ok_or(WireError::Missing { field: "valid other place" })).collect()
 }
 
 fn get_failure(error: &BookError) -> GetStatus {

@@ -15,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 use crate::book::{Book, BookError};
 use crate::error::{InvalidCall, StoreError};
 use crate::random::random_id;
+use crate::repair::Copier;
 
 /// Longest wait for one answer about membership.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -24,6 +25,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest wait for the book to hear that we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// How often a node that is being emptied asks whether anything is left.
+const DRAIN_PERIOD: Duration = Duration::from_millis(50);
 
 /// Stands for "some earlier life of the book may know this memory": any epoch that is not zero says so.
 const SOME_EARLIER_LIFE: Epoch = Epoch::new(1);
@@ -45,6 +49,8 @@ pub struct LocalOptions {
     pub huge_pages: bool,
     /// Touch all memory at the start, so that no put pays for it.
     pub prefault: bool,
+    /// Bytes a second to copy into this memory for replicas that others lost; 0 for none.
+    pub repair_bytes_per_s: u64,
 }
 
 /// One lent segment. Joins the pool in the background, keeps up heartbeats, and joins again when the `MetaService`
@@ -53,24 +59,30 @@ pub struct LocalService {
     node: NodeId,
     server: Mutex<RegionServer>,
     member: Arc<Member>,
-    thread: Mutex<Option<JoinHandle<()>>>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
     process: u32,
 }
 
-struct Member {
-    book: Arc<Book>,
-    node: NodeId,
-    incarnation: Incarnation,
+pub(crate) struct Member {
+    pub(crate) book: Arc<Book>,
+    pub(crate) node: NodeId,
+    pub(crate) incarnation: Incarnation,
     join: pb::Join,
-    state: Mutex<State>,
-    changed: Condvar,
+    pub(crate) state: Mutex<State>,
+    pub(crate) changed: Condvar,
 }
 
 #[derive(Default)]
-struct State {
+pub(crate) struct State {
     /// The life of the book that knows us.
-    joined: Option<Epoch>,
-    stopping: bool,
+    pub(crate) joined: Option<Epoch>,
+    /// Our segments as the book calls them.
+    pub(crate) segments: Vec<u64>,
+    /// The book said that there may be copies to make.
+    pub(crate) work: bool,
+    /// How far we are with being emptied. Who is empty has left.
+    drain: pb::DrainState,
+    pub(crate) stopping: bool,
 }
 
 impl LocalService {
@@ -106,14 +118,21 @@ impl LocalService {
         let member =
             Arc::new(Member { book, node, incarnation, join, state: Mutex::default(), changed: Condvar::new() });
         let runner = Arc::clone(&member);
-        let thread = std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?;
-        Ok(Self {
-            node,
-            server: Mutex::new(server),
-            member,
-            thread: Mutex::new(Some(thread)),
-            process: std::process::id(),
-        })
+        let mut threads =
+            vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?];
+        if options.repair_bytes_per_s > 0 {
+            let copier = Copier::new(Arc::clone(&member), segment, options);
+            let copier = std::thread::Builder::new().name("memcache-repair".to_owned()).spawn(move || copier.run());
+            match copier {
+                Ok(copier) => threads.push(copier),
+                Err(error) => {
+                    member.state.lock().stopping = true;
+                    member.changed.notify_all();
+                    return Err(error.into());
+                }
+            }
+        }
+        Ok(Self { node, server: Mutex::new(server), member, threads: Mutex::new(threads), process: std::process::id() })
     }
 
     /// Who we are in the pool.
@@ -151,9 +170,36 @@ impl LocalService {
             }
         }
         self.server.lock().stop();
-        if let Some(thread) = self.thread.lock().take() {
+        for thread in self.threads.lock().drain(..) {
             drop(thread.join());
         }
+    }
+
+    /// Has other nodes copy what is only here, and leaves when nothing is left; says whether that is so before the
+    /// deadline. New objects go elsewhere from now on.
+    pub fn drain(&self, deadline: Instant) -> bool {
+        let drain = pb::Drain { node: self.node.get(), mode: pb::drain::Mode::Move.into() };
+        let until = deadline.min(Instant::now() + MEMBERSHIP_TIMEOUT);
+        match self.member.book.call(request::Body::Drain(drain), until) {
+            Ok(_) => self.member.note_drain(pb::DrainState::Draining),
+            Err(error) => {
+                tracing::warn!(%error, "the MetaService did not hear that this node is to be drained");
+                return false;
+            }
+        }
+        self.wait_drained(deadline)
+    }
+
+    /// Waits until this node was emptied by somebody's wish and has left; says whether it has. It holds nothing then and
+    /// does not join again.
+    pub fn wait_drained(&self, deadline: Instant) -> bool {
+        let mut state = self.member.state.lock();
+        while state.drain != pb::DrainState::Drained && !state.stopping {
+            if self.member.changed.wait_until(&mut state, deadline).timed_out() {
+                break;
+            }
+        }
+        state.drain == pb::DrainState::Drained
     }
 
     /// Lets this process reach its own segment directly.
@@ -197,8 +243,13 @@ impl Member {
                     }
                 },
                 Some(epoch) => match self.heartbeat(epoch) {
-                    Ok(true) => period,
-                    Ok(false) => {
+                    Ok(Some(pb::DrainState::Drained)) => {
+                        self.leave_drained();
+                        return;
+                    }
+                    Ok(Some(pb::DrainState::Draining)) => period.min(DRAIN_PERIOD),
+                    Ok(Some(pb::DrainState::NotDraining)) => period,
+                    Ok(None) => {
                         tracing::info!(node = %self.node, "the MetaService does not know this node; joining again");
                         self.set_joined(None);
                         Duration::ZERO
@@ -221,6 +272,7 @@ impl Member {
         match answer.body {
             reply::Body::Join(reply) => {
                 tracing::info!(node = %self.node, address = %self.book.endpoint(), "joined the pool");
+                self.state.lock().segments = reply.segments;
                 let period = Duration::from_millis(u64::from(reply.heartbeat_ms)).max(JOIN_PAUSE);
                 Ok((answer.epoch, period))
             }
@@ -228,14 +280,45 @@ impl Member {
         }
     }
 
-    /// Whether the book still knows us, in the same life.
-    fn heartbeat(&self, epoch: Epoch) -> Result<bool, BookError> {
+    /// How far we are with being emptied; `None`: the book does not know us, or not in the same life.
+    fn heartbeat(&self, epoch: Epoch) -> Result<Option<pb::DrainState>, BookError> {
         let beat = pb::Heartbeat { node: self.node.get(), incarnation: self.incarnation.get() };
         let answer = self.book.call(request::Body::Heartbeat(beat), Instant::now() + MEMBERSHIP_TIMEOUT)?;
         match answer.body {
-            reply::Body::Heartbeat(reply) => Ok(reply.joined && answer.epoch == epoch),
+            reply::Body::Heartbeat(reply) => {
+                if reply.work {
+                    self.state.lock().work = true;
+                    self.changed.notify_all();
+                }
+                self.note_drain(reply.drain());
+                Ok((reply.joined && answer.epoch == epoch).then_some(reply.drain()))
+            }
             _ => Err(BookError::Refused("not a Heartbeat reply".to_owned())),
         }
+    }
+
+    fn note_drain(&self, drain: pb::DrainState) {
+        let draining = drain != pb::DrainState::NotDraining;
+        let now = if draining { pb::DrainState::Draining } else { pb::DrainState::NotDraining };
+        let before = std::mem::replace(&mut self.state.lock().drain, now);
+        if before != now {
+            tracing::info!(node = %self.node, draining, "whether this node is being emptied");
+            self.changed.notify_all();
+        }
+    }
+
+    /// Nothing is left here: this node goes.
+    fn leave_drained(&self) {
+        let leave = pb::Leave { node: self.node.get(), incarnation: self.incarnation.get() };
+        if let Err(error) = self.book.call(request::Body::Leave(leave), Instant::now() + LEAVE_TIMEOUT) {
+            tracing::debug!(%error, "the MetaService did not hear that we leave; it will notice");
+        }
+        tracing::info!(node = %self.node, "emptied, and out of the pool");
+        let mut state = self.state.lock();
+        state.joined = None;
+        state.drain = pb::DrainState::Drained;
+        drop(state);
+        self.changed.notify_all();
     }
 
     fn set_joined(&self, epoch: Option<Epoch>) {
@@ -249,9 +332,12 @@ impl Member {
 
     /// Sleeps; says whether to stop.
     fn sleep(&self, pause: Duration) -> bool {
-        let until = Instant::now() + pause;
+        let started = Instant::now();
         let mut state = self.state.lock();
         while !state.stopping {
+            // A drain that begins meanwhile is followed more closely.
+            let pause = if state.drain == pb::DrainState::Draining { pause.min(DRAIN_PERIOD) } else { pause };
+            let until = started + pause;
             if self.changed.wait_until(&mut state, until).timed_out() {
                 break;
             }

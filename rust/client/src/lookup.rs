@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb::{self, reply, request};
-use memcache_types::KeyBatch;
+use memcache_types::{KeyBatch, NodeId};
 
 use crate::book::{Answer, Book, BookError};
 use crate::completion::{Completion, completion};
@@ -130,6 +130,16 @@ impl Store {
             reply::Body::Status(reply) => Ok((answer.epoch.get(), reply)),
             _ => Err(inner.book.error(wrong_reply())),
         }
+    }
+
+    /// Begins to empty a node, changes how, cancels it, or only looks; how far it is. `known` is false where there is no
+    /// such node.
+    pub fn drain(&self, node: NodeId, mode: pb::drain::Mode, deadline: Instant) -> Result<pb::DrainReply, StoreError> {
+        let body = request::Body::Drain(pb::Drain { node: node.get(), mode: mode.into() });
+        self.ask(body, deadline, |body| match body {
+            reply::Body::Drain(reply) => Ok(Some(reply)),
+            _ => Ok(None),
+        })
     }
 
     fn ask<T>(

@@ -26,6 +26,7 @@ impl StoreOptions {
             data_port: 0,
             huge_pages: config.huge_pages,
             prefault: true,
+            repair_bytes_per_s: config.repair_bytes_per_s.get(),
         });
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
         let transfer_threads = match usize::try_from(config.transfer_threads) {
@@ -36,7 +37,8 @@ impl StoreOptions {
             ChecksumPolicy::Always => Checksums::Always,
             ChecksumPolicy::Off => Checksums::Off,
         };
-        Self { endpoint, lend, protocol: choice(config.protocol), checksums, transfer_threads }
+        let replicas = usize::try_from(config.replica_num).unwrap_or(usize::MAX);
+        Self { endpoint, lend, protocol: choice(config.protocol), checksums, replicas, transfer_threads }
     }
 }
 
@@ -51,6 +53,7 @@ impl LocalOptions {
             data_port: config.data_port,
             huge_pages: config.huge_pages,
             prefault: config.prefault,
+            repair_bytes_per_s: config.repair_bytes_per_s.get(),
         }
     }
 }

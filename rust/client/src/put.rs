@@ -8,19 +8,35 @@ use memcache_memory::{Checksum, Trailer};
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb;
 use memcache_transport::{Protocol, TransportError};
+use memcache_types::limits::REPLICAS_MAX;
 use memcache_types::{
-    Extent, Generation, GlobalAddress, KeyBatch, KeyDigest, PutStatus, ReservationId, SegmentId, extent_bytes,
+    Extent, Generation, GlobalAddress, KeyBatch, KeyDigest, NodeId, PutStatus, ReservationId, SegmentId, extent_bytes,
 };
 
 use crate::book::BookError;
 use crate::buffer::Buffers;
 use crate::directory::LinkError;
-use crate::error::StoreError;
+use crate::error::{InvalidCall, StoreError};
 use crate::stats::add;
 use crate::store::{Inner, check_call};
 use crate::transfer::{Group, Move};
 
-/// Space granted for one key.
+/// How to put, beside what and where to.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PutOptions {
+    /// Leave a key that another writer holds to that writer ([`PutStatus::Pending`]) instead of racing it.
+    pub exclusive: bool,
+    /// Replicas of each key, on distinct nodes, 1 to [`REPLICAS_MAX`]; `None` for the store's own setting.
+    pub replicas: Option<usize>,
+    /// Nodes to prefer before all others, in this order, where they have free space.
+    pub preferred: Vec<NodeId>,
+}
+
+/// Of the time left, the part that the writes of several replicas may take: a replica that hangs must leave time to
+/// seal the others.
+const WRITE_PART: (u32, u32) = (3, 4);
+
+/// Space granted for one replica.
 struct Ticket {
     index: usize,
     reservation: ReservationId,
@@ -42,15 +58,16 @@ impl Inner {
         &self,
         keys: &KeyBatch,
         sources: &Buffers,
-        exclusive: bool,
+        options: &PutOptions,
         deadline: Instant,
     ) -> Result<Vec<PutStatus>, StoreError> {
         check_call(keys, sources)?;
+        self.check_put(options)?;
         if keys.is_empty() {
             return Ok(Vec::new());
         }
         let started = Instant::now();
-        let statuses = match self.reserve(keys, sources, exclusive, deadline) {
+        let statuses = match self.reserve(keys, sources, options, deadline) {
             Ok(granted) => self.fill(keys, sources, granted, deadline)?,
             Err(BookError::Refused(message)) => return Err(self.book.error(BookError::Refused(message))),
             Err(error) => vec![put_failure(&error); keys.len()],
@@ -59,20 +76,34 @@ impl Inner {
         Ok(statuses)
     }
 
+    pub(crate) fn check_put(&self, options: &PutOptions) -> Result<(), StoreError> {
+        let replicas = options.replicas.unwrap_or(self.replicas);
+        if !(1..=REPLICAS_MAX).contains(&replicas) {
+            return Err(InvalidCall::Replicas { replicas, limit: REPLICAS_MAX }.into());
+        }
+        Ok(())
+    }
+
     fn reserve(
         &self,
         keys: &KeyBatch,
         sources: &Buffers,
-        exclusive: bool,
+        options: &PutOptions,
         deadline: Instant,
     ) -> Result<Granted, BookError> {
         let mut payload_bytes: Vec<u64> = sources.lists().iter().map(memcache_types::ScatterList::bytes).collect();
         if payload_bytes.iter().all(|bytes| *bytes == payload_bytes[0]) {
             payload_bytes.truncate(1);
         }
-        let near = self.near();
-        let request =
-            pb::Reserve { keys: Some(keys_to_wire(keys)), payload_bytes, near, exclusive, ..pb::Reserve::default() };
+        let replicas = u32::try_from(options.replicas.unwrap_or(self.replicas)).unwrap_or(u32::MAX);
+        let request = pb::Reserve {
+            keys: Some(keys_to_wire(keys)),
+            payload_bytes,
+            near: self.near(),
+            exclusive: options.exclusive,
+            replicas,
+            preferred: options.preferred.iter().map(|node| node.get()).collect(),
+        };
         let answer = self.book.call(pb::request::Body::Reserve(request), deadline)?;
         let pb::reply::Body::Reserve(reply) = answer.body else {
             return Err(BookError::Refused("not a Reserve reply".to_owned()));
@@ -92,14 +123,21 @@ impl Inner {
         if tickets.is_empty() {
             return Ok(statuses);
         }
+        let until = deadline.min(write_until);
+        let until = if tickets.len() > statuses.iter().filter(|status| is_granted(**status)).count() {
+            let now = Instant::now();
+            now + until.saturating_duration_since(now) * WRITE_PART.0 / WRITE_PART.1
+        } else {
+            until
+        };
         let segments = tickets.iter().map(|ticket| ticket.extent.segment());
-        let mut links = self.directory.links(&self.book, &self.fabric, segments, deadline);
+        let mut links = self.directory.links(&self.book, &self.fabric, segments, until);
         let mut groups: HashMap<SegmentId, Group> = HashMap::new();
         let mut abandoned: Vec<u64> = Vec::new();
-        for ticket in &tickets {
+        for (tag, ticket) in tickets.iter().enumerate() {
             match links.get_mut(&ticket.extent.segment()) {
                 Some(Ok(link)) => {
-                    let one = write_of(ticket, keys, sources);
+                    let one = write_of(tag, ticket, keys, sources);
                     let group = groups
                         .entry(ticket.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
@@ -113,22 +151,22 @@ impl Inner {
             }
         }
         let groups = groups.into_values().collect();
-        let by_index: HashMap<usize, ReservationId> =
-            tickets.iter().map(|ticket| (ticket.index, ticket.reservation)).collect();
         let mut sealable: Vec<(usize, u64)> = Vec::with_capacity(tickets.len());
-        let transfer = self.transfer(sources, deadline.min(write_until));
-        for (index, protocol, outcome) in transfer.write(groups) {
+        for (tag, protocol, outcome) in self.transfer(sources, until).write(groups) {
+            let Ticket { index, reservation, .. } = tickets[tag];
             match outcome {
-                Ok(()) => sealable.push((index, by_index[&index].get())),
+                Ok(()) => sealable.push((index, reservation.get())),
                 Err(error) => {
                     tracing::debug!(%error, %protocol, "a put could not write");
                     statuses[index] = write_failure(&error);
                     if writer_is_done(protocol) {
-                        abandoned.push(by_index[&index].get());
+                        abandoned.push(reservation.get());
                     }
                 }
             }
         }
+        // The keys of a batch are a chain, and the replicas of a key go together.
+        sealable.sort_unstable();
         self.abort(abandoned);
         self.seal(&sealable, &mut statuses, deadline)?;
         Ok(statuses)
@@ -153,10 +191,12 @@ impl Inner {
         };
         let outcomes = outcomes_from_wire::<pb::SealOutcome>("outcomes", &reply.outcomes, sealable.len())?;
         for ((index, _), outcome) in sealable.iter().zip(outcomes) {
-            statuses[*index] = match outcome {
-                pb::SealOutcome::Sealed => PutStatus::Stored,
-                pb::SealOutcome::SealPresent => PutStatus::Present,
-                pb::SealOutcome::SealLost | pb::SealOutcome::SealUnknown => PutStatus::Lost,
+            let status = &mut statuses[*index];
+            *status = match (outcome, *status) {
+                // One replica is enough; the pool makes the others.
+                (pb::SealOutcome::Sealed, _) | (_, PutStatus::Stored) => PutStatus::Stored,
+                (pb::SealOutcome::SealPresent, _) | (_, PutStatus::Present) => PutStatus::Present,
+                (pb::SealOutcome::SealLost | pb::SealOutcome::SealUnknown, _) => PutStatus::Lost,
             };
         }
         Ok(())
@@ -187,14 +227,14 @@ impl Inner {
 }
 
 /// The write that fills what was granted; the checksum comes with the copy.
-fn write_of(ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
+fn write_of(tag: usize, ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
     let trailer = Trailer {
         digest: KeyDigest::of(keys.get(ticket.index)),
         generation: ticket.generation,
         payload_bytes: sources.list(ticket.index).bytes(),
         checksum: Checksum::None,
     };
-    Move { index: ticket.index, extent: ticket.extent, trailer }
+    Move { index: ticket.index, tag, extent: ticket.extent, trailer }
 }
 
 /// Reads the packed reply into tickets and statuses.
@@ -205,12 +245,20 @@ fn grants(
 ) -> Result<Granted, memcache_proto::pack::WireError> {
     let outcomes = outcomes_from_wire::<pb::ReserveOutcome>("outcomes", &reply.outcomes, sources.len())?;
     let granted = outcomes.iter().filter(|outcome| **outcome == pb::ReserveOutcome::Reserved).count();
-    expect_length("reservations", reply.reservations.len(), granted)?;
-    expect_length("segments", reply.segments.len(), granted)?;
-    expect_length("offsets", reply.offsets.len(), granted)?;
-    expect_length("generations", reply.generations.len(), granted)?;
+    if !reply.replicas.is_empty() {
+        expect_length("replicas", reply.replicas.len(), granted)?;
+    }
+    let count = match reply.replicas.as_slice() {
+        [] => granted,
+        each => each.iter().map(|count| usize::from(*count)).sum(),
+    };
+    expect_length("reservations", reply.reservations.len(), count)?;
+    expect_length("segments", reply.segments.len(), count)?;
+    expect_length("offsets", reply.offsets.len(), count)?;
+    expect_length("generations", reply.generations.len(), count)?;
+    let mut replicas = reply.replicas.iter().map(|count| usize::from(*count));
     let mut statuses = Vec::with_capacity(outcomes.len());
-    let mut tickets = Vec::with_capacity(granted);
+    let mut tickets = Vec::with_capacity(count);
     for (index, outcome) in outcomes.into_iter().enumerate() {
         statuses.push(match outcome {
             pb::ReserveOutcome::Reserved | pb::ReserveOutcome::ReserveUnknown => PutStatus::Unavailable,
@@ -222,21 +270,27 @@ fn grants(
         if outcome != pb::ReserveOutcome::Reserved {
             continue;
         }
-        let at = tickets.len();
-        let address = GlobalAddress::new(SegmentId::new(reply.segments[at]), reply.offsets[at]);
-        let Ok(extent) = Extent::new(address, extent_bytes(sources.list(index).bytes())) else {
-            return Err(memcache_proto::pack::WireError::Missing { field: "valid offset" });
-        };
-        tickets.push(Ticket {
-            index,
-            reservation: ReservationId::new(reply.reservations[at]),
-            extent,
-            generation: Generation::new(reply.generations[at]),
-        });
+        for at in tickets.len()..tickets.len() + replicas.next().unwrap_or(1) {
+            let address = GlobalAddress::new(SegmentId::new(reply.segments[at]), reply.offsets[at]);
+            let Ok(extent) = Extent::new(address, extent_bytes(sources.list(index).bytes())) else {
+                return Err(memcache_proto::pack::WireError::Missing { field: "valid offset" });
+            };
+            tickets.push(Ticket {
+                index,
+                reservation: ReservationId::new(reply.reservations[at]),
+                extent,
+                generation: Generation::new(reply.generations[at]),
+            });
+        }
     }
     // Half of the ticket's life: a write that starts then has as long again before the space can go elsewhere.
     let write_until = sent + Duration::from_millis(u64::from(reply.ttl_ms)) / 2;
     Ok(Granted { statuses, tickets, write_until })
+}
+
+/// Whether this is what a granted key has until its write is over.
+fn is_granted(status: PutStatus) -> bool {
+    status == PutStatus::Unavailable
 }
 
 fn put_failure(error: &BookError) -> PutStatus {

@@ -48,6 +48,8 @@ counters! {
     get_failures,
     /// Reads whose trailer or checksum did not match.
     get_corrupt,
+    /// Keys read from another replica after the nearest one failed.
+    get_fallbacks,
     /// Nanoseconds spent in gets, summed over calls.
     get_ns,
     /// Prefix and existence lookups.

@@ -19,6 +19,7 @@ use crate::get::Located;
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, LocalService};
 use crate::lookup::Shared;
+use crate::put::PutOptions;
 use crate::stats::{Stats, StatsSnapshot};
 use crate::transfer::Transfer;
 
@@ -54,6 +55,8 @@ pub struct StoreOptions {
     pub protocol: ProtocolChoice,
     /// Checksum policy.
     pub checksums: Checksums,
+    /// Replicas of each key that a put makes unless it says otherwise, 1 to 8.
+    pub replicas: usize,
     /// Threads that copy for one call, this one included; at least 1.
     pub transfer_threads: usize,
 }
@@ -70,6 +73,7 @@ pub(crate) struct Inner {
     pub(crate) workers: Workers,
     pub(crate) stats: Arc<Stats>,
     pub(crate) checksums: Checksums,
+    pub(crate) replicas: usize,
     put_jobs: Workers,
     get_jobs: Workers,
     local: Option<LocalService>,
@@ -100,6 +104,7 @@ impl Store {
             workers: Workers::new("memcache-copy", options.transfer_threads.max(1), SHARES_MAX),
             stats: Arc::default(),
             checksums: options.checksums,
+            replicas: options.replicas,
             put_jobs: Workers::new("memcache-put", JOB_THREADS, JOBS_MAX),
             get_jobs: Workers::new("memcache-get", JOB_THREADS, JOBS_MAX),
             local,
@@ -109,18 +114,17 @@ impl Store {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// Stores one object a key and says for each what became of it.
+    /// Stores one object a key and says for each what became of it. A key is stored when one of its replicas is.
     ///
-    /// With `exclusive` a key that another writer holds is left to that writer ([`PutStatus::Pending`]); without, both
-    /// write and the first to seal wins.
+    /// Of several writers of a key the first to seal wins.
     pub fn put(
         &self,
         keys: &KeyBatch,
         sources: &Buffers,
-        exclusive: bool,
+        options: &PutOptions,
         deadline: Instant,
     ) -> Result<Vec<PutStatus>, StoreError> {
-        self.inner()?.put(keys, sources, exclusive, deadline)
+        self.inner()?.put(keys, sources, options, deadline)
     }
 
     /// Reads one object a key into its target and says for each what became of it. A target whose status is not
@@ -151,13 +155,14 @@ impl Store {
         &self,
         keys: KeyBatch,
         sources: Buffers,
-        exclusive: bool,
+        options: PutOptions,
         deadline: Instant,
     ) -> Result<Completion<Shared<Vec<PutStatus>>>, StoreError> {
         let inner = self.inner()?;
         check_call(&keys, &sources)?;
+        inner.check_put(&options)?;
         let refused = vec![PutStatus::Unavailable; keys.len()];
-        let work = move |inner: &Inner| inner.put(&keys, &sources, exclusive, deadline);
+        let work = move |inner: &Inner| inner.put(&keys, &sources, &options, deadline);
         Ok(run_job(&inner, &inner.put_jobs, refused, work))
     }
 
@@ -188,6 +193,12 @@ impl Store {
     /// The node this store lends memory as, if it does.
     pub fn node(&self) -> Option<NodeId> {
         self.inner.local.as_ref().map(LocalService::node)
+    }
+
+    /// Has other nodes copy what is only in the memory this store lends, which then leaves the pool; says whether
+    /// nothing was left before the deadline. The store goes on without lending. True where it lends nothing.
+    pub fn drain_own(&self, deadline: Instant) -> Result<bool, StoreError> {
+        Ok(self.inner()?.local.as_ref().is_none_or(|local| local.drain(deadline)))
     }
 
     /// Ends the store: later calls fail, queued jobs resolve as unavailable, running ones are waited for until the

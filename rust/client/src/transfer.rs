@@ -20,6 +20,8 @@ const SPLIT_BYTES_MIN: u64 = 512 << 10;
 /// One object to move: where it is in the pool, and which of the buffers it goes to or comes from.
 pub(crate) struct Move {
     pub(crate) index: usize,
+    /// What its result is told under: one buffer may go to several places.
+    pub(crate) tag: usize,
     pub(crate) extent: Extent,
     /// What a write puts at the end of the extent, its checksum aside; what a read expects there.
     pub(crate) trailer: Trailer,
@@ -31,11 +33,14 @@ pub(crate) struct Group {
     pub(crate) moves: Vec<Move>,
 }
 
-/// Result of one object and how it went there.
+/// Result of one move, by its tag, and how it went there.
 pub(crate) type Moved<T> = (usize, Protocol, Result<T, TransportError>);
 
 /// What a read found: the trailer behind the payload, and the payload's CRC-32C if sums were asked for.
 pub(crate) type Found = ([u8; TRAILER_LEN], Option<u32>);
+
+/// With the buffer it was about.
+type Results<T> = Arc<Mutex<Vec<(usize, Moved<T>)>>>;
 
 /// Moves the objects of one call. With `summed`, checksums are made in the copy pass where the link copies itself.
 pub(crate) struct Transfer<'a> {
@@ -113,7 +118,7 @@ fn run<T: Send + 'static>(
 ) -> Vec<Moved<T>> {
     let Transfer { workers, stats, buffers, .. } = transfer;
     let execute = Arc::new(execute);
-    let results: Arc<Mutex<Vec<Moved<T>>>> = Arc::default();
+    let results: Results<T> = Arc::default();
     let mut tasks: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
     for group in groups {
         for (link, moves) in split(group, workers.threads()) {
@@ -121,16 +126,18 @@ fn run<T: Send + 'static>(
             tasks.push(Box::new(move || {
                 let outcomes = execute(&*link, &moves, &buffers);
                 let protocol = link.protocol();
-                results.lock().extend(moves.iter().zip(outcomes).map(|(one, outcome)| (one.index, protocol, outcome)));
+                results
+                    .lock()
+                    .extend(moves.iter().zip(outcomes).map(|(one, outcome)| (one.index, (one.tag, protocol, outcome))));
             }));
         }
     }
     workers.run_all(tasks);
     let results = std::mem::take(&mut *results.lock());
-    for (index, protocol, _) in results.iter().filter(|(_, _, outcome)| outcome.is_ok()) {
+    for (index, (_, protocol, _)) in results.iter().filter(|(_, (_, _, outcome))| outcome.is_ok()) {
         add(moved_bytes(stats, *protocol), buffers.list(*index).bytes());
     }
-    results
+    results.into_iter().map(|(_, moved)| moved).collect()
 }
 
 fn moved_bytes(stats: &Stats, protocol: Protocol) -> &AtomicU64 {

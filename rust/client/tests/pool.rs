@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memcache_client::book::Book;
-use memcache_client::{Buffers, Checksums, LocalOptions, Store, StoreOptions};
+use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_meta::MetaServer;
 use memcache_proto::pack::keys_to_wire;
@@ -37,10 +37,15 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
         data_port: 0,
         huge_pages: false,
         prefault: false,
+        repair_bytes_per_s: 1 << 30,
     });
     let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
-    Store::open(&StoreOptions { endpoint, lend, protocol, checksums, transfer_threads: 2 }).unwrap()
+    Store::open(&StoreOptions { endpoint, lend, protocol, checksums, replicas: 1, transfer_threads: 2 }).unwrap()
+}
+
+fn options(exclusive: bool) -> PutOptions {
+    PutOptions { exclusive, ..PutOptions::default() }
 }
 
 fn keys(names: &[&str]) -> KeyBatch {
@@ -52,7 +57,7 @@ fn values(values: &[&[u8]]) -> Buffers {
 }
 
 fn put(store: &Store, key: &str, value: &[u8], exclusive: bool) -> PutStatus {
-    store.put(&keys(&[key]), &values(&[value]), exclusive, soon()).unwrap()[0]
+    store.put(&keys(&[key]), &values(&[value]), &options(exclusive), soon()).unwrap()[0]
 }
 
 /// Reads one object of a known size.
@@ -176,7 +181,8 @@ fn memory_that_is_being_overwritten_is_a_miss() {
 fn duplicates_within_a_batch_and_across_writers_are_told_the_truth() {
     let meta = meta(20_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
-    let statuses = owner.put(&keys(&["a", "a", "b"]), &values(&[b"first", b"later", b"b"]), false, soon()).unwrap();
+    let statuses =
+        owner.put(&keys(&["a", "a", "b"]), &values(&[b"first", b"later", b"b"]), &options(false), soon()).unwrap();
     assert_eq!(statuses, [PutStatus::Stored, PutStatus::Present, PutStatus::Stored]);
     assert_eq!(get(&owner, "a", 5).1, b"first");
     let other = store(&meta, 0, ProtocolChoice::HostTcp);
@@ -187,15 +193,15 @@ fn duplicates_within_a_batch_and_across_writers_are_told_the_truth() {
 fn asynchronous_forms_resolve_also_when_the_store_closes_first() {
     let meta = meta(20_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
-    let done = owner.put_async(keys(&["k"]), values(&[b"value"]), true, soon()).unwrap();
+    let done = owner.put_async(keys(&["k"]), values(&[b"value"]), options(true), soon()).unwrap();
     assert!(done.wait_until(soon()));
     let outcome = done.result().unwrap();
     assert_eq!(*outcome.as_ref().as_ref().unwrap(), [PutStatus::Stored]);
     let late: Vec<_> =
-        (0..200).map(|_| owner.put_async(keys(&["l"]), values(&[b"value"]), true, soon()).unwrap()).collect();
+        (0..200).map(|_| owner.put_async(keys(&["l"]), values(&[b"value"]), options(true), soon()).unwrap()).collect();
     assert!(owner.close(soon()));
     assert!(late.iter().all(|one| one.wait_until(soon())), "a completion was lost");
-    assert!(owner.put_async(keys(&["m"]), values(&[b"value"]), true, soon()).is_err());
+    assert!(owner.put_async(keys(&["m"]), values(&[b"value"]), options(true), soon()).is_err());
 }
 
 #[test]

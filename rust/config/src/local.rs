@@ -30,6 +30,10 @@ component! {
     data_port: u16 = 0, "0 to 65535", |_| true;
     /// Name of this node for humans. Empty: host name and process id.
     node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
+    /// Bytes a second that this node copies into its memory, to restore lost replicas and to take over from nodes that are drained. 0 copies nothing.
+    repair_bytes_per_s: ByteCount = ByteCount::new(1 << 30), "0 or a size such as \"512MB\"", |_| true;
+    /// On SIGTERM, how long other nodes may take to copy what is only here before this one leaves, in milliseconds. 0 leaves at once.
+    drain_ms: u64 = 0, "0 to 3600000", |ms| *ms <= 3_600_000;
     /// Back the memory with huge pages. Where the system has not enough of them: a warning, and normal pages.
     huge_pages: bool = false, "true or false", |_| true;
     /// Touch all memory at start, so that the first writes find it mapped.

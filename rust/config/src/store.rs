@@ -33,6 +33,10 @@ component! {
     timeout_ms: u64 = 5_000, "1 to 3600000", |ms| (1..=3_600_000).contains(ms);
     /// When payload checksums are made and verified. Generation and length are always compared.
     checksum: ChecksumPolicy = ChecksumPolicy::Always, "\"always\" or \"off\"", |_| true;
+    /// Replicas that a put makes of each object, on distinct nodes, unless it says otherwise.
+    replica_num: u64 = 1, "1 to 8", |replicas| (1..=8).contains(replicas);
+    /// Bytes a second that this node copies into the memory it lends, to restore lost replicas and to take over from nodes that are drained. 0 copies nothing.
+    repair_bytes_per_s: ByteCount = ByteCount::new(1 << 30), "0 or a size such as \"512MB\"", |_| true;
     /// Back lent memory with huge pages. Where the system has not enough of them: a warning, and normal pages.
     huge_pages: bool = false, "true or false", |_| true;
     /// Threads that move bytes. 0: as many as cores, at most 4.

@@ -70,6 +70,7 @@ impl MetaService {
 pub(crate) struct LocalService {
     node: Node,
     book: Arc<Book>,
+    drain_ms: u64,
 }
 
 #[pymethods]
@@ -83,7 +84,7 @@ impl LocalService {
         py.detach(|| {
             let book = Book::open(config.meta_address.clone())?;
             let node = Node::start(Arc::clone(&book), &LocalOptions::from_config(&config))?;
-            Ok(Self { node, book })
+            Ok(Self { node, book, drain_ms: config.drain_ms })
         })
         .map_err(|error| store_error(&error))
     }
@@ -92,6 +93,12 @@ impl LocalService {
     #[getter]
     fn node_id(&self) -> String {
         self.node.node().to_string()
+    }
+
+    /// How long the program empties itself when it is told to stop, in milliseconds.
+    #[getter]
+    fn drain_ms(&self) -> u64 {
+        self.drain_ms
     }
 
     /// Where the `MetaService` is.
@@ -105,6 +112,20 @@ impl LocalService {
     fn wait_joined(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<bool> {
         let until = deadline(timeout_ms, SIGNAL_PERIOD)?;
         Ok(py.detach(|| self.node.wait_joined(until)))
+    }
+
+    /// Has other nodes copy what is only here and leaves the pool; whether nothing was left in time.
+    #[pyo3(signature = (timeout_ms))]
+    fn drain(&self, py: Python<'_>, timeout_ms: u64) -> PyResult<bool> {
+        let until = deadline(Some(timeout_ms), STOP_DEFAULT)?;
+        Ok(py.detach(|| self.node.drain(until)))
+    }
+
+    /// Waits until somebody has had this node emptied and it has left; whether it has.
+    #[pyo3(signature = (timeout_ms))]
+    fn wait_drained(&self, py: Python<'_>, timeout_ms: u64) -> PyResult<bool> {
+        let until = deadline(Some(timeout_ms), SIGNAL_PERIOD)?;
+        Ok(py.detach(|| self.node.wait_drained(until)))
     }
 
     /// Leaves the pool; what it held is gone.

@@ -4,10 +4,12 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use memcache_client::lookup::FieldDifference;
-use memcache_client::{Buffers, Store as Client, StoreOptions};
+use memcache_client::{Buffers, PutOptions, Store as Client, StoreOptions};
 use memcache_config::StoreConfig;
 use memcache_meta::MetaServer;
-use memcache_types::{GetStatus, KeyBatch, PutStatus};
+use memcache_proto::pb::DrainState;
+use memcache_proto::pb::drain::Mode;
+use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
 use numpy::PyArray1;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -45,7 +47,8 @@ impl Store {
     }
 
     /// Puts one object a key. `layered`: each value is a sequence of buffers that make up one object.
-    #[pyo3(signature = (keys, values, layered, exclusive, timeout_ms=None))]
+    #[pyo3(signature = (keys, values, layered, exclusive, timeout_ms=None, replica_num=None, preferred_nodes=None))]
+    #[allow(clippy::too_many_arguments, reason = "Python passes each by itself")]
     fn put(
         &self,
         py: Python<'_>,
@@ -54,10 +57,13 @@ impl Store {
         layered: bool,
         exclusive: bool,
         timeout_ms: Option<u64>,
+        replica_num: Option<usize>,
+        preferred_nodes: Option<Vec<String>>,
     ) -> PyResult<Py<PyAny>> {
+        let options = put_options(exclusive, replica_num, preferred_nodes)?;
         let keys = key_batch(keys)?;
         let sources = collect(values, layered, Access::Read)?;
-        let statuses = self.put_now(py, &keys, &sources, exclusive, timeout_ms)?;
+        let statuses = self.put_now(py, &keys, &sources, &options, timeout_ms)?;
         Ok(put_array(py, &statuses))
     }
 
@@ -172,7 +178,8 @@ impl Store {
     }
 
     /// Puts blocks of a KV cache, one object a key.
-    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None))]
+    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None, replica_num=None, preferred_nodes=None))]
+    #[allow(clippy::too_many_arguments, reason = "Python passes each by itself")]
     fn put_blocks(
         &self,
         py: Python<'_>,
@@ -181,14 +188,18 @@ impl Store {
         block_ids: &Bound<'_, PyAny>,
         exclusive: bool,
         timeout_ms: Option<u64>,
+        replica_num: Option<usize>,
+        preferred_nodes: Option<Vec<String>>,
     ) -> PyResult<Py<PyAny>> {
+        let options = put_options(exclusive, replica_num, preferred_nodes)?;
         let (keys, sources) = blocks(layout, keys, block_ids)?;
-        let statuses = self.put_now(py, &keys, &sources, exclusive, timeout_ms)?;
+        let statuses = self.put_now(py, &keys, &sources, &options, timeout_ms)?;
         Ok(put_array(py, &statuses))
     }
 
     /// `put_blocks` without waiting.
-    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None))]
+    #[pyo3(signature = (layout, keys, block_ids, exclusive, timeout_ms=None, replica_num=None, preferred_nodes=None))]
+    #[allow(clippy::too_many_arguments, reason = "Python passes each by itself")]
     fn put_blocks_async(
         &self,
         layout: &KvLayout,
@@ -196,10 +207,13 @@ impl Store {
         block_ids: &Bound<'_, PyAny>,
         exclusive: bool,
         timeout_ms: Option<u64>,
+        replica_num: Option<usize>,
+        preferred_nodes: Option<Vec<String>>,
     ) -> PyResult<Completion> {
+        let options = put_options(exclusive, replica_num, preferred_nodes)?;
         let (keys, sources) = blocks(layout, keys, block_ids)?;
         let until = deadline(timeout_ms, self.timeout)?;
-        let done = self.client.put_async(keys, sources, exclusive, until).map_err(|error| store_error(&error))?;
+        let done = self.client.put_async(keys, sources, options, until).map_err(|error| store_error(&error))?;
         Ok(Completion::new(Kind::Put(done), self.timeout))
     }
 
@@ -265,6 +279,7 @@ impl Store {
             entry.set_item("used_bytes", node.used_bytes)?;
             entry.set_item("objects", node.objects)?;
             entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
+            entry.set_item("drain", drain_name(node.drain()))?;
             nodes.append(entry)?;
         }
         status.set_item("epoch", epoch)?;
@@ -277,7 +292,56 @@ impl Store {
         status.set_item("evicted_objects", reply.evicted_objects)?;
         status.set_item("evicted_bytes", reply.evicted_bytes)?;
         status.set_item("uptime_ms", reply.uptime_ms)?;
+        status.set_item("replicas", reply.replicas)?;
+        status.set_item("repairs_waiting", reply.repairs_waiting)?;
+        status.set_item("copies", reply.copies)?;
+        status.set_item("copied", reply.copied)?;
         Ok(status)
+    }
+
+    /// Begins to empty a node ("move" or "drop"), cancels it ("cancel"), or looks ("look"); what there is to know.
+    #[pyo3(signature = (node, mode, timeout_ms=None))]
+    fn drain<'py>(
+        &self,
+        py: Python<'py>,
+        node: &str,
+        mode: &str,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let node = node_id(node)?;
+        let wanted = match mode {
+            "look" => Mode::Look,
+            "move" => Mode::Move,
+            "drop" => Mode::Drop,
+            "cancel" => Mode::Cancel,
+            _ => {
+                let message = format!("mode = {mode:?}: want \"move\", \"drop\", \"cancel\" or \"look\"");
+                return Err(InvalidArgument::new_err(message));
+            }
+        };
+        let until = deadline(timeout_ms, self.timeout)?;
+        let reply = py.detach(|| self.client.drain(node, wanted, until)).map_err(|error| store_error(&error))?;
+        if !reply.known {
+            return Err(InvalidArgument::new_err(format!("node = {node}: no such node in the pool")));
+        }
+        let found = PyDict::new(py);
+        found.set_item("node", node.to_string())?;
+        found.set_item("state", drain_name(reply.state()))?;
+        found.set_item("objects", reply.objects)?;
+        Ok(found)
+    }
+
+    /// Has others copy what only this store's own memory holds, and leaves with it; whether nothing was left in time.
+    #[pyo3(signature = (timeout_ms=None))]
+    fn drain_own(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<bool> {
+        let until = deadline(timeout_ms, self.timeout)?;
+        py.detach(|| self.client.drain_own(until)).map_err(|error| store_error(&error))
+    }
+
+    /// The node this store lends memory as, in hexadecimal, if it does.
+    #[getter]
+    fn node_id(&self) -> Option<String> {
+        self.client.node().map(|node| node.to_string())
     }
 
     /// Counters of this client by name.
@@ -346,12 +410,32 @@ impl Store {
         py: Python<'_>,
         keys: &KeyBatch,
         sources: &Buffers,
-        exclusive: bool,
+        options: &PutOptions,
         timeout_ms: Option<u64>,
     ) -> PyResult<Vec<PutStatus>> {
         let until: Instant = deadline(timeout_ms, self.timeout)?;
-        py.detach(|| self.client.put(keys, sources, exclusive, until)).map_err(|error| store_error(&error))
+        py.detach(|| self.client.put(keys, sources, options, until)).map_err(|error| store_error(&error))
     }
+}
+
+/// A node as status and settings name it.
+fn node_id(text: &str) -> PyResult<NodeId> {
+    let number = u64::from_str_radix(text, 16).ok().filter(|number| *number != 0);
+    let want = "want a node id of the pool's status, in hexadecimal";
+    number.map(NodeId::new).ok_or_else(|| InvalidArgument::new_err(format!("node {text:?}: {want}")))
+}
+
+const fn drain_name(state: DrainState) -> &'static str {
+    match state {
+        DrainState::NotDraining => "no",
+        DrainState::Draining => "draining",
+        DrainState::Drained => "drained",
+    }
+}
+
+fn put_options(exclusive: bool, replicas: Option<usize>, preferred: Option<Vec<String>>) -> PyResult<PutOptions> {
+    let preferred = preferred.unwrap_or_default().iter().map(|node| node_id(node)).collect::<PyResult<_>>()?;
+    Ok(PutOptions { exclusive, replicas, preferred })
 }
 
 fn collect(values: &Bound<'_, PyAny>, layered: bool, access: Access) -> PyResult<Buffers> {

@@ -126,6 +126,18 @@ impl Fabric {
         result
     }
 
+    /// How far away a region is, without a try to reach it: 0 in this process, 1 on this host, 2 elsewhere, 3 where it
+    /// could not be reached a moment ago.
+    pub fn distance(&self, descriptor: &RegionDescriptor) -> u8 {
+        let known = self.routes.lock().known(descriptor.token);
+        match known {
+            Known::Link(link) if link.protocol() == Protocol::Local => 0,
+            Known::Failure(_) => 3,
+            Known::Link(_) | Known::Nothing { .. } if self.host.is_same_host(&descriptor.host) => 1,
+            Known::Link(_) | Known::Nothing { .. } => 2,
+        }
+    }
+
     /// Drops the link to a region; calls under way on it end as they will. Frees the mapping or connections.
     pub fn forget(&self, token: u128) {
         let link = self.routes.lock().links.remove(&token);

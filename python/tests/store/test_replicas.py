@@ -1,0 +1,185 @@
+"""Replicas, repair and drains with LocalServices as processes that die or are emptied under load."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+from conftest import Program, eventually
+
+import memcache
+from memcache import GetStatus, PutStatus
+
+VALUE_BYTES = 64 << 10
+
+
+@pytest.fixture
+def quick_meta() -> Iterator[memcache.MetaService]:
+    """A MetaService that notices the death of a node within a second."""
+    with memcache.MetaService(listen="127.0.0.1:0", node_dead_ms=1000, heartbeat_ms=100) as service:
+        yield service
+
+
+@pytest.fixture
+def quick_node(program: Callable[..., Program], quick_meta: memcache.MetaService) -> Callable[..., Program]:
+    def start(*settings: str) -> Program:
+        node = program("memcache.local", f"meta_address={quick_meta.address}", "lend_bytes=64MB", *settings)
+        node.expect("joined")
+        return node
+
+    return start
+
+
+def value(number: int) -> np.ndarray:
+    return np.random.default_rng(number).integers(0, 256, VALUE_BYTES, np.uint8)
+
+
+class Load:
+    """Threads that put new keys and get all that were stored, until told to stop. Every miss and every wrong byte of a
+    stored key is kept: nothing is removed and the pool is large enough, so there is no reason for one."""
+
+    def __init__(self, address: str, protocol: str, replicas: int) -> None:
+        self.store = memcache.Store(meta_address=address, protocol=protocol, replica_num=replicas, timeout_ms=10_000)
+        self.stored: list[int] = []
+        self.bad: list[str] = []
+        self.gets = 0
+        self._stop = threading.Event()
+        self._threads = [threading.Thread(target=self._put), *(threading.Thread(target=self._get) for _ in range(2))]
+
+    def __enter__(self) -> Load:
+        self.put(range(40))
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join(60)
+        assert not any(thread.is_alive() for thread in self._threads)
+        self.store.close()
+
+    def put(self, numbers: range) -> None:
+        keys = [f"key {number}" for number in numbers]
+        statuses = self.store.put_batch(keys, [value(number) for number in numbers])
+        self.stored += [number for number, status in zip(numbers, statuses, strict=True) if status == PutStatus.STORED]
+
+    def _put(self) -> None:
+        for first in range(40, 400, 4):
+            if self._stop.wait(0.05):
+                return
+            self.put(range(first, first + 4))
+
+    def _get(self) -> None:
+        rng = np.random.default_rng(7)
+        targets = [np.zeros(VALUE_BYTES, np.uint8) for _ in range(8)]
+        while not self._stop.is_set():
+            numbers = rng.choice(self.stored, 8, replace=False)
+            self.check(numbers.tolist(), targets)
+
+    def check(self, numbers: list[int], targets: list[np.ndarray]) -> None:
+        statuses = self.store.get_into_batch([f"key {number}" for number in numbers], targets[: len(numbers)])
+        for number, status, target in zip(numbers, statuses, targets, strict=False):
+            self.gets += 1
+            if status != GetStatus.HIT:
+                self.bad.append(f"key {number}: {GetStatus(int(status)).name}")
+            elif (target != value(number)).any():
+                self.bad.append(f"key {number}: other bytes")
+
+    def settled(self, replicas: int, nodes: int) -> bool:
+        status = self.store.status()
+        return len(status["nodes"]) == nodes and status["replicas"] == replicas * status["objects"]
+
+    def check_all(self) -> None:
+        targets = [np.zeros(VALUE_BYTES, np.uint8) for _ in range(8)]
+        for first in range(0, len(self.stored), 8):
+            self.check(self.stored[first : first + 8], targets)
+        status = self.store.status()
+        assert status["evicted_objects"] == 0, "the pool is too small for what this test says"
+        assert self.bad == [], f"{len(self.bad)} of {self.gets} gets"
+
+
+@pytest.mark.parametrize("protocol", ["host_shm", "host_tcp"])
+def test_a_node_killed_under_load_costs_no_get_and_its_replicas_come_back(
+    quick_meta: memcache.MetaService, quick_node: Callable[..., Program], protocol: str
+) -> None:
+    nodes = [quick_node() for _ in range(3)]
+    with Load(quick_meta.address, protocol, replicas=2) as load:
+        assert load.settled(2, 3)
+        time.sleep(0.3)
+        nodes[0].kill()
+        assert eventually(lambda: load.settled(2, 2) and len(load.stored) > 80)
+        before = load.gets
+        assert eventually(lambda: load.gets > before + 100)
+        assert load.store.status()["copied"] > 0
+        load.check_all()
+        stored = load.stored
+    # The two that are left hold everything, each of them: with one more gone the copies are all there is.
+    nodes[1].kill()
+    last = Load(quick_meta.address, protocol, replicas=2)
+    last.stored = stored
+    last.check_all()
+    last.store.close()
+
+
+def test_a_node_drained_under_load_costs_no_get(
+    quick_meta: memcache.MetaService, quick_node: Callable[..., Program]
+) -> None:
+    nodes = [quick_node(f"node_name=n{index}") for index in range(3)]
+    with Load(quick_meta.address, "auto", replicas=1) as load:
+        leaving = next(node for node in load.store.status()["nodes"] if node["name"] == "n0")
+        assert leaving["objects"] > 0
+        command = [sys.executable, "-m", "memcache.cli", "drain", leaving["node"], "--meta-address", quick_meta.address]
+        done = subprocess.run(
+            [*command, "--json", "--wait-ms", "30000"], capture_output=True, text=True, timeout=60, check=True
+        )
+        assert json.loads(done.stdout)["state"] == "gone"
+        assert nodes[0].process.wait(10) == 0
+        assert load.settled(1, 2)
+        before = load.gets
+        assert eventually(lambda: load.gets > before + 200)
+        load.check_all()
+        assert load.store.status()["copied"] > 0
+
+
+def test_a_node_told_to_stop_empties_itself_first(
+    quick_meta: memcache.MetaService, quick_node: Callable[..., Program]
+) -> None:
+    one = quick_node("drain_ms=20000")
+    with memcache.Store(meta_address=quick_meta.address) as store:
+        store.put("k", b"kept")
+        quick_node()
+        one.process.terminate()
+        assert one.process.wait(30) == 0
+        assert store.get("k") == b"kept"
+        assert len(store.status()["nodes"]) == 1
+
+
+def test_preferred_nodes_and_replica_numbers(
+    quick_meta: memcache.MetaService, quick_node: Callable[..., Program]
+) -> None:
+    for name in ("a", "b", "c"):
+        quick_node(f"node_name={name}")
+    with memcache.Store(meta_address=quick_meta.address) as store:
+        nodes = {node["name"]: node["node"] for node in store.status()["nodes"]}
+        store.put("k", b"v", replica_num=2, preferred_nodes=[nodes["c"], nodes["a"]])
+        held = {node["name"]: node["objects"] for node in store.status()["nodes"]}
+        assert held == {"a": 1, "b": 0, "c": 1}
+        assert (store.status()["objects"], store.status()["replicas"]) == (1, 2)
+        for bad in (0, 9):
+            with pytest.raises(memcache.InvalidArgument, match=f"{bad} replicas; a key has 1 to 8"):
+                store.put("x", b"v", replica_num=bad)
+        with pytest.raises(memcache.InvalidArgument, match="first"):
+            store.put("x", b"v", preferred_nodes=["first"])
+        with pytest.raises(memcache.InvalidArgument, match="no such node"):
+            store.drain("1234")
+        with pytest.raises(memcache.InvalidArgument, match="now"):
+            store.drain(nodes["a"], "now")
+    with pytest.raises(memcache.ConfigError, match="replica_num"):
+        memcache.Store(replica_num=9)

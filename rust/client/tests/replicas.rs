@@ -1,0 +1,199 @@
+//! Replicas, repair and drains with a real `MetaService`, real segments and real sockets in one process.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
+use memcache_config::{Endpoint, MetaConfig};
+use memcache_meta::MetaServer;
+use memcache_proto::pb::drain::Mode;
+use memcache_proto::pb::{self, reply, request};
+use memcache_transport::{Fabric, FabricOptions, ProtocolChoice, RegionDescriptor, WriteOp};
+use memcache_types::{Extent, GetStatus, GlobalAddress, KeyBatch, PutStatus, ScatterList, SegmentId, extent_bytes};
+
+const LENT: u64 = 8 << 20;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(20)
+}
+
+fn meta() -> MetaServer {
+    let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
+    MetaServer::start(&MetaConfig { listen, heartbeat_ms: 100, ..MetaConfig::default() }).unwrap()
+}
+
+fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
+    let lend = (lend > 0).then(|| LocalOptions {
+        bytes: lend,
+        name: "test".to_owned(),
+        protocol: ProtocolChoice::Auto,
+        data_host: "127.0.0.1".to_owned(),
+        data_port: 0,
+        huge_pages: false,
+        prefault: false,
+        repair_bytes_per_s,
+    });
+    let options = StoreOptions {
+        endpoint: meta.address().clone(),
+        lend,
+        protocol: ProtocolChoice::Auto,
+        checksums: Checksums::Always,
+        replicas: 1,
+        transfer_threads: 2,
+    };
+    Store::open(&options).unwrap()
+}
+
+fn lender(meta: &MetaServer) -> Store {
+    store(meta, LENT, 1 << 30)
+}
+
+fn name(number: usize) -> String {
+    format!("key {number}")
+}
+
+fn value(number: usize) -> Vec<u8> {
+    (0..3000 + number).map(|at| u8::try_from((at * 7 + number) % 251).unwrap()).collect()
+}
+
+fn put(store: &Store, count: usize, replicas: usize) {
+    let keys = KeyBatch::from_keys((0..count).map(name)).unwrap();
+    let values = Buffers::from_owned((0..count).map(value).collect());
+    let options = PutOptions { replicas: Some(replicas), ..PutOptions::default() };
+    let statuses = store.put(&keys, &values, &options, soon()).unwrap();
+    assert_eq!(statuses, vec![PutStatus::Stored; count]);
+}
+
+/// Reads every key by itself and all bytes of it.
+fn check(store: &Store, count: usize) {
+    for number in 0..count {
+        let want = value(number);
+        let mut target = vec![0u8; want.len()];
+        let list = ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64);
+        // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
+        let targets = unsafe { Buffers::new(vec![list], Arc::new(())) };
+        let keys = KeyBatch::from_keys([name(number)]).unwrap();
+        assert_eq!(store.get(&keys, &targets, soon()).unwrap(), [GetStatus::Hit], "key {number}");
+        assert!(target == want, "key {number} came back as other bytes");
+    }
+}
+
+fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
+    let until = soon();
+    while !is_so() {
+        assert!(Instant::now() < until, "never came: {what}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn status(store: &Store) -> pb::StatusReply {
+    store.status(soon()).unwrap().1
+}
+
+#[test]
+fn a_lost_node_costs_no_object_and_the_count_is_restored() {
+    let meta = meta();
+    let nodes = [lender(&meta), lender(&meta), lender(&meta)];
+    let reader = store(&meta, 0, 0);
+    put(&reader, 60, 2);
+    assert_eq!((status(&reader).objects, status(&reader).replicas), (60, 120));
+    assert!(nodes[0].close(soon()));
+    check(&reader, 60);
+    wait("the lost replicas", || status(&reader).replicas == 120);
+    assert!(status(&reader).copied > 0);
+    // The next loss shows that the copies are good: for some keys they are all that is left.
+    assert!(nodes[1].close(soon()));
+    check(&reader, 60);
+    assert_eq!(reader.stats().get_corrupt, 0);
+}
+
+#[test]
+fn a_damaged_replica_is_passed_over_for_a_good_one() {
+    let meta = meta();
+    let _nodes = [lender(&meta), lender(&meta)];
+    let reader = store(&meta, 0, 0);
+    put(&reader, 1, 2);
+    let body = |body| reader.book().call(body, soon()).unwrap().body;
+    let keys = KeyBatch::from_keys([name(0)]).unwrap();
+    let locate = pb::Locate { keys: Some(memcache_proto::pack::keys_to_wire(&keys)), near: 0 };
+    let reply::Body::Locate(found) = body(request::Body::Locate(locate)) else { panic!("not a Locate reply") };
+    assert_eq!((found.segments.len(), found.other_segments.len()), (1, 1));
+    let places = [(found.segments[0], found.offsets[0]), (found.other_segments[0], found.other_offsets[0])];
+    let fabric = Fabric::new(FabricOptions { choice: ProtocolChoice::HostTcp, ..FabricOptions::default() });
+    let damage = |(segment, offset)| {
+        let describe = request::Body::Describe(pb::Describe { segments: vec![segment] });
+        let reply::Body::Describe(described) = body(describe) else { panic!("not a Describe reply") };
+        let descriptor = RegionDescriptor::decode(&described.segments[0].descriptor).unwrap();
+        let payload_bytes = found.payload_bytes[0];
+        let address = GlobalAddress::new(SegmentId::new(segment), offset);
+        let extent = Extent::new(address, extent_bytes(payload_bytes)).unwrap();
+        let payload = vec![1u8; usize::try_from(payload_bytes).unwrap()];
+        let local = ScatterList::single(payload.as_ptr() as u64, payload_bytes);
+        let ops = [WriteOp { extent, payload_bytes, local: &local, trailer: &[0; 64] }];
+        // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
+        let written = unsafe { fabric.link(&descriptor, soon()).unwrap().write(&ops, soon()) };
+        assert_eq!(written, [Ok(())]);
+    };
+    damage(places[0]);
+    for _ in 0..4 {
+        check(&reader, 1);
+    }
+    damage(places[1]);
+    let mut target = value(0);
+    let list = ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64);
+    // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
+    let targets = unsafe { Buffers::new(vec![list], Arc::new(())) };
+    assert_eq!(reader.get(&keys, &targets, soon()).unwrap(), [GetStatus::Miss], "both are damaged");
+    assert!(reader.stats().get_fallbacks > 0);
+}
+
+#[test]
+fn a_drained_node_leaves_and_every_object_stays() {
+    let meta = meta();
+    let leaving = lender(&meta);
+    let others = [lender(&meta), lender(&meta)];
+    put(&leaving, 200, 1);
+    let reader = store(&meta, 0, 0);
+    let own = leaving.node().unwrap();
+    let before = reader.drain(own, Mode::Look, soon()).unwrap();
+    assert_eq!((before.known, before.state(), before.objects), (true, pb::DrainState::NotDraining, 200));
+    assert!(leaving.drain_own(soon()).unwrap());
+    assert_eq!(status(&reader).nodes.len(), 2);
+    assert!(!reader.drain(own, Mode::Look, soon()).unwrap().known);
+    check(&reader, 200);
+    assert_eq!((status(&reader).objects, status(&reader).copied), (200, 200));
+    put(&leaving, 0, 1);
+    check(&leaving, 5);
+    drop(others);
+}
+
+#[test]
+fn a_drain_without_room_elsewhere_waits_and_can_be_cancelled() {
+    let meta = meta();
+    let full = store(&meta, LENT, 0);
+    put(&full, 200, 1);
+    let own = full.node().unwrap();
+    assert!(!full.drain_own(Instant::now() + Duration::from_millis(300)).unwrap(), "there is nowhere to go");
+    let seen = full.drain(own, Mode::Look, soon()).unwrap();
+    assert_eq!((seen.state(), seen.objects), (pb::DrainState::Draining, 200));
+    let cancelled = full.drain(own, Mode::Cancel, soon()).unwrap();
+    assert_eq!(cancelled.state(), pb::DrainState::NotDraining);
+    check(&full, 200);
+    full.drain(own, Mode::Drop, soon()).unwrap();
+    wait("the end of the drain", || status(&full).nodes.is_empty());
+    assert_eq!(status(&full).objects, 0);
+}
+
+#[test]
+fn replicas_out_of_range_are_refused_by_name() {
+    let meta = meta();
+    let node = lender(&meta);
+    let keys = KeyBatch::from_keys(["k"]).unwrap();
+    for replicas in [0, 9] {
+        let options = PutOptions { replicas: Some(replicas), ..PutOptions::default() };
+        let refused = node.put(&keys, &Buffers::from_owned(vec![vec![1]]), &options, soon()).unwrap_err();
+        assert_eq!(refused.to_string(), format!("{replicas} replicas; a key has 1 to 8"));
+    }
+}
