@@ -35,6 +35,10 @@ bench-peers: setup ## put and get beside memcpy, Mooncake, NIXL and Redis (insta
 	$(PYTHON3) -m venv .venv-peers && .venv-peers/bin/pip install --quiet -r benchmarks/requirements-peers.txt
 	PYTHONPATH=python .venv-peers/bin/python benchmarks/bench_peers.py $(BENCH_ARGS)
 
+.PHONY: bench-meta
+bench-meta: setup ## what look-ups and small objects cost, by number of objects
+	$(PY) benchmarks/bench_meta.py $(BENCH_ARGS)
+
 ##@ Build
 .PHONY: setup
 setup: ## .venv with build tools, vLLM for CPU and this checkout (does nothing when all is there)

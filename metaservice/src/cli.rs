@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use memcache_config::MetaConfig;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -101,6 +102,7 @@ fn serve(config: &MetaConfig) -> Result<u8, MetaError> {
         let _in_runtime = runtime.enter();
         (catch(SignalKind::terminate())?, catch(SignalKind::interrupt())?)
     };
+    allow_many_connections();
     let server = MetaServer::start(config)?;
     let mut stdout = io::stdout().lock();
     // The line is for whoever waits for it; the service does not depend on it.
@@ -111,6 +113,14 @@ fn serve(config: &MetaConfig) -> Result<u8, MetaError> {
         return Ok(FAILED);
     }
     Ok(if server.stop(STOP_TIMEOUT) { STOPPED } else { FAILED })
+}
+
+/// Raises the number of file descriptors to what the process may have: every client takes one, or a few.
+fn allow_many_connections() {
+    let limits = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limits.maximum, maximum: limits.maximum }) {
+        tracing::debug!(%error, ?limits, "the number of file descriptors stays as it is");
+    }
 }
 
 fn catch(kind: SignalKind) -> Result<Signal, MetaError> {

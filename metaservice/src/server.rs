@@ -3,6 +3,7 @@
 //! Nothing here touches signals or other state of the whole process, so that any process may host a service.
 
 mod http;
+mod lane;
 mod listen;
 mod metrics;
 mod service;

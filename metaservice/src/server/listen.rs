@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::io::{self, ErrorKind};
 use std::net::TcpListener as StdTcpListener;
+use std::os::fd::AsFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener as StdUnixListener, UnixStream as StdUnixStream};
@@ -12,16 +13,19 @@ use std::time::Duration;
 
 use memcache_config::Endpoint;
 use memcache_proto::MESSAGE_BYTES_MAX;
+use memcache_proto::lane::PREFACE;
 use memcache_proto::pb::meta_server::MetaServer as MetaRpcs;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener, UnixStream};
+use rustix::net::RecvFlags;
+use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
-use tracing::warn;
+use tracing::{debug, warn};
 
+use super::lane::{LaneCount, PATIENCE, serve_lane};
 use super::service::{Book, Handler};
 use super::{DRAIN, http};
 use crate::error::MetaError;
@@ -162,12 +166,13 @@ const fn is_welcome(own_uid: u32, peer_uid: u32) -> bool {
 
 async fn serve_connections<S, F, A>(accept: F, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()>
 where
-    S: AsyncRead + AsyncWrite + Connected + Unpin + Send + 'static,
+    S: AsyncRead + AsyncWrite + Connected + FirstByte + AsFd + Unpin + Send + 'static,
     F: Fn() -> A + Send + 'static,
     A: Future<Output = io::Result<Option<S>>> + Send + 'static,
 {
-    let (accepted, incoming) = mpsc::channel(ACCEPTED_MAX);
-    let accepting = tokio::spawn(accept_all(accept, accepted));
+    let (sessions, incoming) = mpsc::channel(ACCEPTED_MAX);
+    let router = Router { sessions, lanes: LaneCount::new(), book: Arc::clone(&book), stopped: stopped.clone() };
+    let accepting = tokio::spawn(accept_all(accept, router));
     let pages = http::routes(Arc::clone(&book), stopped.clone());
     let rpcs = MetaRpcs::new(Handler { book, stopped: stopped.clone() })
         .max_decoding_message_size(MESSAGE_BYTES_MAX)
@@ -194,23 +199,78 @@ where
     outcome.map_err(io::Error::other)
 }
 
-async fn until_stopped(mut stopped: watch::Receiver<bool>) {
+pub(super) async fn until_stopped(mut stopped: watch::Receiver<bool>) {
     // An error means that nobody is left who could say stop.
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn accept_all<S, F, A>(accept: F, accepted: mpsc::Sender<io::Result<S>>)
+/// Where a new connection goes once it has said its first byte.
+struct Router<S> {
+    sessions: mpsc::Sender<io::Result<S>>,
+    lanes: Arc<LaneCount>,
+    book: Arc<Book>,
+    stopped: watch::Receiver<bool>,
+}
+
+impl<S> Clone for Router<S> {
+    fn clone(&self) -> Self {
+        let Self { sessions, lanes, book, stopped } = self;
+        let (lanes, book) = (Arc::clone(lanes), Arc::clone(book));
+        Self { sessions: sessions.clone(), lanes, book, stopped: stopped.clone() }
+    }
+}
+
+impl<S: AsyncRead + AsyncWrite + FirstByte + AsFd + Unpin> Router<S> {
+    async fn take(self, stream: S) {
+        let first = tokio::select! {
+            first = tokio::time::timeout(PATIENCE, stream.first_byte()) => first,
+            () = until_stopped(self.stopped.clone()) => return,
+        };
+        match first {
+            Ok(Ok(Some(first))) if first == PREFACE[0] => {
+                drop(self.sessions);
+                serve_lane(stream, self.book, self.lanes, self.stopped).await;
+            }
+            // An error means that the service is stopping.
+            Ok(Ok(Some(_))) => drop(self.sessions.send(Ok(stream)).await),
+            Ok(Ok(None)) | Err(_) => debug!("a connection said nothing"),
+            Ok(Err(error)) => debug!(%error, "a connection broke before it said anything"),
+        }
+    }
+}
+
+/// A look at the first byte a peer sends that leaves it there.
+trait FirstByte {
+    fn first_byte(&self) -> impl Future<Output = io::Result<Option<u8>>> + Send;
+}
+
+fn peek(socket: impl AsFd) -> io::Result<Option<u8>> {
+    let mut first = [0];
+    let (arrived, _) = rustix::net::recv(socket, &mut first, RecvFlags::PEEK | RecvFlags::DONTWAIT)?;
+    Ok((arrived > 0).then_some(first[0]))
+}
+
+impl FirstByte for TcpStream {
+    async fn first_byte(&self) -> io::Result<Option<u8>> {
+        self.async_io(Interest::READABLE, || peek(self)).await
+    }
+}
+
+impl FirstByte for UnixStream {
+    async fn first_byte(&self) -> io::Result<Option<u8>> {
+        self.async_io(Interest::READABLE, || peek(self)).await
+    }
+}
+
+async fn accept_all<S, F, A>(accept: F, router: Router<S>)
 where
+    S: AsyncRead + AsyncWrite + FirstByte + AsFd + Unpin + Send + 'static,
     F: Fn() -> A,
     A: Future<Output = io::Result<Option<S>>>,
 {
     loop {
         match accept().await {
-            Ok(Some(stream)) => {
-                if accepted.send(Ok(stream)).await.is_err() {
-                    return;
-                }
-            }
+            Ok(Some(stream)) => drop(tokio::spawn(router.clone().take(stream))),
             Ok(None) => {}
             Err(error) => {
                 warn!(%error, "cannot accept a connection");

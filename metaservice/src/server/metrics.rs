@@ -146,6 +146,7 @@ pub(super) struct Metrics {
     gone: Family<ReasonLabel, Counter>,
     expired: Counter,
     sessions: Gauge,
+    lanes: Gauge,
     /// One scrape at a time: gauges of nodes are cleared and set.
     amounts: Mutex<Amounts>,
 }
@@ -187,7 +188,8 @@ impl Metrics {
             let label = RpcLabel { rpc: RPCS[at] };
             Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
         });
-        let (joined, expired, sessions) = (Counter::default(), Counter::default(), Gauge::default());
+        let (joined, expired) = (Counter::default(), Counter::default());
+        let (sessions, lanes) = (Gauge::default(), Gauge::default());
         registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
         registry.register("request_failures", "Requests refused as a whole", failures);
         registry.register("keys", "Keys by what became of them", keys.clone());
@@ -195,6 +197,7 @@ impl Metrics {
         registry.register("nodes_gone", "Nodes that went, by reason", gone.clone());
         registry.register("reservations_expired", "Reservations that ran out unsealed", expired.clone());
         registry.register("sessions", "Connected sessions", sessions.clone());
+        registry.register("lanes", "Open lanes", lanes.clone());
         let amounts = Mutex::new(Amounts::register(&mut registry));
         let lookup = ["unknown", "located", "absent", "pending"];
         let matched = |outcome| keys.get_or_create_owned(&OutcomeLabels { rpc: "match_prefix", outcome });
@@ -215,6 +218,7 @@ impl Metrics {
             gone,
             expired,
             sessions,
+            lanes,
             amounts,
         }
     }
@@ -261,6 +265,12 @@ impl Metrics {
         SessionGuard(self.sessions.clone())
     }
 
+    /// A lane began; the guard ends it.
+    pub(super) fn lane(&self) -> SessionGuard {
+        self.lanes.inc();
+        SessionGuard(self.lanes.clone())
+    }
+
     /// The text a scraper reads, with the amounts of now.
     pub(super) fn text(&self, report: &Report) -> String {
         let amounts = self.amounts.lock();
@@ -274,7 +284,7 @@ impl Metrics {
     }
 }
 
-/// Ends a session's count.
+/// Ends the count of a session or a lane.
 #[derive(Debug)]
 pub(super) struct SessionGuard(Gauge<i64, AtomicI64>);
 

@@ -72,11 +72,16 @@ impl Book {
         result
     }
 
-    fn serve(&self, request: pb::Request) -> pb::Reply {
+    pub(super) fn serve(&self, request: pb::Request) -> pb::Reply {
         let (rpc, prefix_keys, arrived) = (rpc_of(&request), prefix_keys(&request), Instant::now());
         let reply = self.with(|core, now, effects| wire::serve(core, now, request, effects));
         self.metrics.served(rpc, prefix_keys, &reply, arrived.elapsed());
         reply
+    }
+
+    /// A lane was opened; the guard ends its count.
+    pub(super) fn lane_opened(&self) -> SessionGuard {
+        self.metrics.lane()
     }
 
     /// Which life of the service this is.

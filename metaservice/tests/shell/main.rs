@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::unnecessary_wraps, reason = "a test may fail, and messages have optional parts")]
 
 mod client;
+mod lanes;
 mod requests;
 mod stopping;
 mod transports;

@@ -2,6 +2,9 @@
 //!
 //! Requests go out on one stream and may be answered in any order. While the service is away calls fail at once
 //! instead of waiting: the cache says "miss" and the engine goes on. A background task reconnects.
+//!
+//! Callers that wait, and do so often, get a lane: a connection of their own beside the session, on which they send and
+//! receive themselves instead of waking other threads twice.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -10,7 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
-use memcache_proto::pb;
+use memcache_proto::pb::{self, request::Body};
 use memcache_types::{ClientId, Epoch};
 use parking_lot::Mutex;
 use thiserror::Error;
@@ -18,6 +21,13 @@ use tokio::sync::{Notify, mpsc};
 use tokio::time::{interval, sleep, timeout};
 use tokio_stream::wrappers::UnboundedReceiverStream;
 
+mod lane;
+mod lanes;
+mod releases;
+
+use self::lane::Broken;
+use self::lanes::Lanes;
+use self::releases::Releases;
 use crate::completion::completion;
 use crate::connect::{CONNECT_TIMEOUT, connect};
 use crate::error::StoreError;
@@ -33,6 +43,12 @@ const BACK_OFF_MAX: Duration = Duration::from_secs(1);
 
 /// How often unanswered requests are checked against their deadlines.
 const SWEEP: Duration = Duration::from_millis(20);
+
+/// How long the answer to a release is waited for. Nothing depends on it.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How long a client that closes waits for its last leases to be released.
+const LAST_RELEASE_TIMEOUT: Duration = Duration::from_millis(100);
 
 const CLOSED: &str = "the connection was closed";
 
@@ -88,6 +104,8 @@ struct Shared {
     /// Lock order: `line` before `pending`.
     line: Mutex<Line>,
     pending: Mutex<HashMap<u64, Waiter>>,
+    lanes: Arc<Lanes>,
+    releases: Releases,
 }
 
 /// Where a request goes.
@@ -112,6 +130,8 @@ impl Book {
         let runtime = runtime::handle()?;
         let client = ClientId::new(random_id()?);
         let shared = Arc::new(Shared {
+            lanes: Lanes::new(endpoint.clone(), runtime.clone()),
+            releases: Releases::default(),
             endpoint,
             client,
             next: AtomicU64::new(1),
@@ -123,6 +143,7 @@ impl Book {
         });
         runtime.spawn(keep_connected(Arc::clone(&shared)));
         runtime.spawn(sweep(Arc::clone(&shared)));
+        runtime.spawn(release(Arc::clone(&shared)));
         Ok(Arc::new(Self { shared }))
     }
 
@@ -142,13 +163,17 @@ impl Book {
     }
 
     /// Sends a request; `then` runs exactly once, on a thread of the runtime, and must not block.
-    pub fn submit(&self, body: pb::request::Body, deadline: Instant, then: impl FnOnce(Outcome) + Send + 'static) {
+    pub fn submit(&self, body: Body, deadline: Instant, then: impl FnOnce(Outcome) + Send + 'static) {
         self.shared.submit(body, deadline, Box::new(then));
     }
 
     /// Sends a request and waits for the answer.
-    pub fn call(&self, body: pb::request::Body, deadline: Instant) -> Result<Answer, BookError> {
+    pub fn call(&self, body: Body, deadline: Instant) -> Result<Answer, BookError> {
         let started = Instant::now();
+        let body = match self.shared.call_on_lane(body, started, deadline) {
+            Ok(outcome) => return outcome,
+            Err(body) => body,
+        };
         let (resolver, done) = completion();
         self.submit(body, deadline, move |outcome| resolver.resolve(Mutex::new(Some(outcome))));
         done.wait_until(deadline + GRACE);
@@ -156,8 +181,14 @@ impl Book {
         outcome.unwrap_or_else(|| Err(BookError::Timeout { waited_ms: millis(started.elapsed()) }))
     }
 
+    /// Lets go of a lease, without waiting and soon: together with the next request, or within milliseconds.
+    pub(crate) fn release(&self, lease: u64) {
+        self.shared.releases.add(lease);
+    }
+
     /// Ends the conversation: unanswered requests fail, later ones too.
     pub fn close(&self) {
+        self.shared.release_now();
         self.shared.closed.store(true, Ordering::Release);
         self.shared.go_down(CLOSED);
         self.shared.wake.notify_waiters();
@@ -187,13 +218,59 @@ impl fmt::Debug for Book {
 }
 
 impl Shared {
-    fn submit(&self, body: pb::request::Body, deadline: Instant, then: Then) {
-        let request_id = self.next.fetch_add(1, Ordering::Relaxed);
-        let request = pb::Request { request_id, client: self.client.get(), body: Some(body) };
+    fn submit(&self, body: Body, deadline: Instant, then: Then) {
+        let request = self.request(body);
         let waiter = Waiter { sent: Instant::now(), deadline, then };
         if let Err((waiter, why)) = self.enqueue(request, waiter) {
             (waiter.then)(Err(BookError::Unavailable(why)));
         }
+    }
+
+    /// Sends a request on a lane and waits for the answer there; gives it back, unsent, where no lane is free.
+    fn call_on_lane(&self, body: Body, sent: Instant, deadline: Instant) -> Result<Outcome, Body> {
+        let Some(mut taken) = self.lanes.take(sent) else { return Err(body) };
+        let leases = self.releases.take();
+        if !leases.is_empty() {
+            // Short enough to be added.
+            taken.lane.add(&self.request(Body::Release(pb::Release { leases })));
+        }
+        let mut request = self.request(body);
+        let session = taken.session();
+        let is_over = || self.lanes.is_over(session).then(|| "the connection was lost meanwhile".to_owned());
+        match taken.lane.exchange(&request, deadline, is_over) {
+            Ok(reply) => {
+                self.lanes.give_back(taken);
+                Ok(self.outcome(reply, sent))
+            }
+            Err(broken) => {
+                self.lanes.lose(taken);
+                match (broken, request.body.take()) {
+                    (Broken::Unsent, Some(body)) => Err(body),
+                    (Broken::Late, _) => Ok(Err(BookError::Timeout { waited_ms: millis(sent.elapsed()) })),
+                    (Broken::Interrupted(why), _) => Ok(Err(BookError::Interrupted(why))),
+                    (Broken::Unsent, None) => Ok(Err(BookError::Unavailable("nothing to send".to_owned()))),
+                }
+            }
+        }
+    }
+
+    /// Sends what is left to release. Whoever comes next may need the space.
+    fn release_now(&self) {
+        loop {
+            let leases = self.releases.take();
+            if leases.is_empty() {
+                return;
+            }
+            let deadline = Instant::now() + LAST_RELEASE_TIMEOUT;
+            if let Err(body) = self.call_on_lane(Body::Release(pb::Release { leases }), Instant::now(), deadline) {
+                self.submit(body, deadline, Box::new(drop));
+            }
+        }
+    }
+
+    fn request(&self, body: Body) -> pb::Request {
+        let request_id = self.next.fetch_add(1, Ordering::Relaxed);
+        pb::Request { request_id, client: self.client.get(), body: Some(body) }
     }
 
     /// Hands a request to the line, or gives the waiter back with the reason.
@@ -221,19 +298,23 @@ impl Shared {
     }
 
     fn answer(&self, reply: pb::Reply) {
-        self.epoch.store(reply.epoch, Ordering::Release);
         let Some(waiter) = self.pending.lock().remove(&reply.request_id) else {
             return; // timed out before
         };
-        let outcome = match reply.body {
+        let outcome = self.outcome(reply, waiter.sent);
+        (waiter.then)(outcome);
+    }
+
+    fn outcome(&self, reply: pb::Reply, sent: Instant) -> Outcome {
+        self.epoch.store(reply.epoch, Ordering::Release);
+        match reply.body {
             None => Err(BookError::Refused("an empty reply".to_owned())),
             Some(pb::reply::Body::Failure(failure)) => Err(match failure.code() {
                 pb::failure::Code::Unavailable => BookError::Unavailable(failure.message),
                 _ => BookError::Refused(failure.message),
             }),
-            Some(body) => Ok(Answer { epoch: Epoch::new(reply.epoch), body, sent: waiter.sent }),
-        };
-        (waiter.then)(outcome);
+            Some(body) => Ok(Answer { epoch: Epoch::new(reply.epoch), body, sent }),
+        }
     }
 
     fn go_up(&self) -> mpsc::UnboundedReceiver<pb::Request> {
@@ -251,6 +332,7 @@ impl Shared {
     }
 
     fn go_down(&self, why: &str) {
+        self.lanes.session_is_gone();
         let line = std::mem::replace(&mut *self.line.lock(), Line::Down(why.to_owned()));
         let lost = std::mem::take(&mut *self.pending.lock());
         for waiter in lost.into_values() {
@@ -322,6 +404,7 @@ async fn converse(shared: &Shared, pause: &mut Duration, was_up: &mut bool) -> S
         Err(_) => return format!("no session within {} ms", CONNECT_TIMEOUT.as_millis()),
     };
     tracing::debug!(address = %shared.endpoint, took_ms = millis(first.elapsed()), "talking to the MetaService");
+    shared.lanes.session_is_up();
     *was_up = true;
     *pause = BACK_OFF_MIN;
     loop {
@@ -339,6 +422,25 @@ async fn sweep(shared: Arc<Shared>) {
     while !shared.is_closed() {
         ticks.tick().await;
         shared.expire();
+        shared.lanes.close_idle(Instant::now());
+    }
+}
+
+/// Sends releases that no request took along.
+async fn release(shared: Arc<Shared>) {
+    loop {
+        let closed = shared.wake.notified();
+        if shared.is_closed() {
+            return;
+        }
+        let send = |leases| {
+            let deadline = Instant::now() + RELEASE_TIMEOUT;
+            shared.submit(Body::Release(pb::Release { leases }), deadline, Box::new(drop));
+        };
+        tokio::select! {
+            () = shared.releases.watch(send) => {}
+            () = closed => return,
+        }
     }
 }
 

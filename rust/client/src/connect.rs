@@ -63,7 +63,8 @@ fn configured(endpoint: TonicEndpoint) -> TonicEndpoint {
         .keep_alive_while_idle(true)
 }
 
-fn connect_abstract(name: &str) -> io::Result<UnixStream> {
+/// A connection to a name in the abstract namespace.
+pub(crate) fn connect_abstract(name: &str) -> io::Result<UnixStream> {
     let stream = StdUnixStream::connect_addr(&SocketAddr::from_abstract_name(name)?)?;
     stream.set_nonblocking(true)?;
     UnixStream::from_std(stream)

@@ -16,7 +16,7 @@ use crate::book::{Book, BookError};
 use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::{InvalidCall, StoreError};
-use crate::stats::add;
+use crate::stats::{add, add_time};
 use crate::store::{Inner, check_call};
 use crate::transfer::{Found, Group, Move};
 
@@ -48,8 +48,7 @@ impl Located {
 impl Drop for Located {
     fn drop(&mut self) {
         if self.lease != 0 {
-            let body = pb::request::Body::Release(pb::Release { leases: vec![self.lease] });
-            self.book.submit(body, Instant::now() + Duration::from_secs(1), drop);
+            self.book.release(self.lease);
         }
     }
 }
@@ -85,7 +84,11 @@ impl Inner {
 
     pub(crate) fn locate_raw(&self, keys: &KeyBatch, deadline: Instant) -> Result<Located, BookError> {
         let request = pb::Locate { keys: Some(keys_to_wire(keys)), near: self.near() };
-        let answer = self.book.call(pb::request::Body::Locate(request), deadline)?;
+        let started = Instant::now();
+        let answer = self.book.call(pb::request::Body::Locate(request), deadline);
+        add_time(&self.stats.get_locate_ns, started);
+        add_time(&self.stats.get_ns, started);
+        let answer = answer?;
         let pb::reply::Body::Locate(reply) = answer.body else {
             return Err(BookError::Refused("not a Locate reply".to_owned()));
         };
@@ -168,8 +171,10 @@ impl Inner {
         deadline: Instant,
     ) {
         let groups = self.plan_reads(wanted, keys, statuses, deadline);
-        let moved = self.transfer(targets, deadline).read(groups);
-        let in_time = Instant::now() < located.valid_until;
+        let transfer = self.transfer(targets, deadline);
+        let moving = Instant::now();
+        let moved = transfer.read(groups);
+        let in_time = add_time(&self.stats.get_move_ns, moving) < located.valid_until;
         for (tag, protocol, outcome) in moved {
             let (index, place) = &wanted[tag];
             statuses[*index] = match outcome {
@@ -225,7 +230,7 @@ impl Inner {
                 _ => add(&stats.get_failures, 1),
             }
         }
-        add(&stats.get_ns, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        add_time(&stats.get_ns, started);
     }
 }
 

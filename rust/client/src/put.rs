@@ -17,7 +17,7 @@ use crate::book::BookError;
 use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::{InvalidCall, StoreError};
-use crate::stats::add;
+use crate::stats::{add, add_time};
 use crate::store::{Inner, check_call};
 use crate::transfer::{Group, Move};
 
@@ -67,7 +67,9 @@ impl Inner {
             return Ok(Vec::new());
         }
         let started = Instant::now();
-        let statuses = match self.reserve(keys, sources, options, deadline) {
+        let granted = self.reserve(keys, sources, options, deadline);
+        add_time(&self.stats.put_reserve_ns, started);
+        let statuses = match granted {
             Ok(granted) => self.fill(keys, sources, granted, deadline)?,
             Err(BookError::Refused(message)) => return Err(self.book.error(BookError::Refused(message))),
             Err(error) => vec![put_failure(&error); keys.len()],
@@ -152,7 +154,11 @@ impl Inner {
         }
         let groups = groups.into_values().collect();
         let mut sealable: Vec<(usize, u64)> = Vec::with_capacity(tickets.len());
-        for (tag, protocol, outcome) in self.transfer(sources, until).write(groups) {
+        let transfer = self.transfer(sources, until);
+        let moving = Instant::now();
+        let written = transfer.write(groups);
+        add_time(&self.stats.put_move_ns, moving);
+        for (tag, protocol, outcome) in written {
             let Ticket { index, reservation, .. } = tickets[tag];
             match outcome {
                 Ok(()) => sealable.push((index, reservation.get())),
@@ -168,7 +174,9 @@ impl Inner {
         // The keys of a batch are a chain, and the replicas of a key go together.
         sealable.sort_unstable();
         self.abort(abandoned);
+        let sealing = Instant::now();
         self.seal(&sealable, &mut statuses, deadline)?;
+        add_time(&self.stats.put_seal_ns, sealing);
         Ok(statuses)
     }
 
@@ -222,7 +230,7 @@ impl Inner {
                 _ => add(&stats.put_failures, 1),
             }
         }
-        add(&stats.put_ns, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
+        add_time(&stats.put_ns, started);
     }
 }
 

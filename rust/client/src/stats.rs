@@ -1,6 +1,7 @@
 //! What this client has done, counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
 
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
@@ -38,6 +39,12 @@ counters! {
     put_failures,
     /// Nanoseconds spent in puts, summed over calls.
     put_ns,
+    /// Nanoseconds of them spent waiting for the book to grant space.
+    put_reserve_ns,
+    /// Nanoseconds of them spent moving bytes.
+    put_move_ns,
+    /// Nanoseconds of them spent waiting for the book to make objects readable.
+    put_seal_ns,
     /// Objects read.
     get_objects,
     /// Payload bytes read.
@@ -52,6 +59,10 @@ counters! {
     get_fallbacks,
     /// Nanoseconds spent in gets, summed over calls.
     get_ns,
+    /// Nanoseconds of them spent waiting for the book to say where objects are.
+    get_locate_ns,
+    /// Nanoseconds of them spent moving bytes, and checking them where that happens in the same pass.
+    get_move_ns,
     /// Prefix and existence lookups.
     lookups,
     /// Lookups that failed or timed out.
@@ -67,4 +78,11 @@ counters! {
 /// Adds to a counter.
 pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.fetch_add(value, Ordering::Relaxed);
+}
+
+/// Adds the time since `started` to a counter of nanoseconds; the time now.
+pub(crate) fn add_time(counter: &AtomicU64, started: Instant) -> Instant {
+    let now = Instant::now();
+    add(counter, u64::try_from((now - started).as_nanos()).unwrap_or(u64::MAX));
+    now
 }

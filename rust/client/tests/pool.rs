@@ -242,3 +242,24 @@ fn a_full_pool_says_so_per_key() {
     let alone = store(&nobody, 0, ProtocolChoice::Auto);
     assert!(!put(&alone, "k", b"v", false).is_readable());
 }
+
+#[test]
+fn leases_are_let_go_of_soon_after_a_get_and_before_a_store_is_gone() {
+    let meta = meta(20_000);
+    let owner = store(&meta, LENT, ProtocolChoice::Auto);
+    assert_eq!(put(&owner, "k", b"value", false), PutStatus::Stored);
+    let reader = store(&meta, 0, ProtocolChoice::HostShm);
+    let leases = || owner.status(soon()).unwrap().1.leases;
+    for turn in 0..200 {
+        assert_eq!(get(&reader, "k", 5).0, GetStatus::Hit);
+        assert!(leases() <= 3, "turn {turn}: leases pile up");
+    }
+    let until = Instant::now() + Duration::from_secs(1);
+    while leases() > 0 {
+        assert!(Instant::now() < until, "a lease waits for a request that never comes");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    assert_eq!(get(&reader, "k", 5).0, GetStatus::Hit);
+    assert!(reader.close(soon()));
+    assert_eq!(leases(), 0, "left for the service to reclaim");
+}

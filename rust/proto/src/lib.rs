@@ -1,9 +1,11 @@
 //! The wire: generated messages, and the only place where they turn into the words of `memcache-types`.
 //!
-//! [`pb`] is what `prost` and `tonic` make of `proto/meta.proto`. [`pack`] has the packed forms both ends share.
+//! [`pb`] is what `prost` and `tonic` make of `proto/meta.proto`. [`pack`] has the packed forms both ends share, [`lane`] the
+//! lean connection for callers that wait.
 
 #![forbid(unsafe_code)]
 
+pub mod lane;
 pub mod pack;
 
 /// Messages and services generated from `proto/meta.proto`.

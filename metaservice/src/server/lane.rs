@@ -1,0 +1,161 @@
+//! Lanes: connections without HTTP/2, for callers that wait for each answer.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use memcache_proto::lane::{Incoming, PREFACE, greeting, push_frame};
+use memcache_proto::{MESSAGE_BYTES_MAX, pb};
+use rustix::net::sockopt;
+use rustix::process::{Resource, getrlimit};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+use tokio::time::timeout;
+use tracing::debug;
+
+use super::listen::until_stopped;
+use super::service::Book;
+
+/// How long a new connection may take to say what it is, and a frame from its first byte to its last.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Silence after which the kernel asks a peer whether it is there, how often it asks again, and how many times.
+const PROBE_AFTER: Duration = Duration::from_secs(5);
+const PROBE_EVERY: Duration = Duration::from_secs(2);
+const PROBES: u32 = 3;
+
+/// Replies are sent when they have come to this many bytes, also while more requests wait.
+const REPLIES_BYTES: usize = 256 << 10;
+
+/// Which part of the file descriptors of the process lanes may take: every client has a session as well.
+const DESCRIPTORS_PART: u64 = 4;
+
+/// How many lanes there are, and may be. Past it clients use their sessions.
+#[derive(Debug)]
+pub(super) struct LaneCount {
+    open: AtomicUsize,
+    limit: usize,
+}
+
+impl LaneCount {
+    /// A limit that leaves most file descriptors to sessions.
+    pub(super) fn new() -> Arc<Self> {
+        let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+        let limit = usize::try_from(descriptors / DESCRIPTORS_PART).unwrap_or(usize::MAX);
+        Arc::new(Self { open: AtomicUsize::new(0), limit })
+    }
+
+    fn enter(self: &Arc<Self>) -> Result<Entered, String> {
+        if self.open.fetch_add(1, Ordering::AcqRel) < self.limit {
+            return Ok(Entered(Arc::clone(self)));
+        }
+        self.open.fetch_sub(1, Ordering::AcqRel);
+        Err(format!("{} lanes are open, the limit", self.limit))
+    }
+}
+
+/// One lane that counts, as long as this is kept.
+struct Entered(Arc<LaneCount>);
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// Serves one lane until its client hangs up, breaks the protocol, or the service stops.
+pub(super) async fn serve_lane<S>(stream: S, book: Arc<Book>, lanes: Arc<LaneCount>, stopped: watch::Receiver<bool>)
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin,
+{
+    let stop = pin!(until_stopped(stopped));
+    tokio::select! {
+        biased;
+        ended = converse(stream, &book, &lanes) => {
+            if let Err(error) = ended {
+                debug!(%error, "a lane ended");
+            }
+        }
+        () = stop => {}
+    }
+}
+
+async fn converse<S>(mut stream: S, book: &Book, lanes: &Arc<LaneCount>) -> io::Result<()>
+where
+    S: AsyncRead + AsyncWrite + AsFd + Unpin,
+{
+    let mut preface = [0; PREFACE.len()];
+    timeout(PATIENCE, stream.read_exact(&mut preface)).await??;
+    if preface != *PREFACE {
+        return Err(bad(format!("a preface of {preface:?}")));
+    }
+    let entered = lanes.enter();
+    let mut replies = Vec::new();
+    let hello = match &entered {
+        Ok(_) => greeting(book.epoch().get()),
+        Err(why) => refusal(why.clone()),
+    };
+    push(&hello, &mut replies);
+    stream.write_all(&replies).await?;
+    let Ok(_entered) = entered else { return Ok(()) };
+    let _counted = book.lane_opened();
+    probe_when_silent(&stream);
+    let mut incoming = Incoming::new(MESSAGE_BYTES_MAX);
+    loop {
+        replies.clear();
+        while let Some(request) = incoming.message().map_err(|error| bad(error.to_string()))? {
+            push(&book.serve(request), &mut replies);
+            if replies.len() >= REPLIES_BYTES {
+                stream.write_all(&replies).await?;
+                replies = Vec::new();
+            }
+        }
+        if !replies.is_empty() {
+            stream.write_all(&replies).await?;
+        }
+        let arrived = if incoming.is_within_frame() {
+            timeout(PATIENCE, stream.read(incoming.room())).await??
+        } else {
+            stream.read(incoming.room()).await?
+        };
+        if arrived == 0 {
+            return Ok(());
+        }
+        incoming.arrived(arrived);
+    }
+}
+
+fn bad(what: String) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what)
+}
+
+fn refusal(message: String) -> pb::Reply {
+    let code = pb::failure::Code::Unavailable.into();
+    let body = Some(pb::reply::Body::Failure(pb::Failure { code, message }));
+    pb::Reply { request_id: 0, epoch: 0, body }
+}
+
+fn push(reply: &pb::Reply, replies: &mut Vec<u8>) {
+    if !push_frame(reply, replies) {
+        let message = format!("the reply is longer than {MESSAGE_BYTES_MAX} bytes, the limit");
+        // Short enough to be pushed.
+        let _ =
+            push_frame(&pb::Reply { request_id: reply.request_id, epoch: reply.epoch, ..refusal(message) }, replies);
+    }
+}
+
+/// A peer that vanished without a word must not be kept for ever. Unix sockets know when their peer dies.
+fn probe_when_silent(stream: &impl AsFd) {
+    let set = || -> rustix::io::Result<()> {
+        sockopt::set_tcp_keepidle(stream, PROBE_AFTER)?;
+        sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
+        sockopt::set_tcp_keepcnt(stream, PROBES)?;
+        sockopt::set_socket_keepalive(stream, true)
+    };
+    if let Err(error) = set() {
+        debug!(%error, "a lane without probes: it is not TCP");
+    }
+}

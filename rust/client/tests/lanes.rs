@@ -1,0 +1,269 @@
+//! Callers that wait get connections of their own; nothing but the speed depends on them.
+
+#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use memcache_client::book::{Book, BookError};
+use memcache_config::{Endpoint, MetaConfig};
+use memcache_meta::MetaServer;
+use memcache_proto::lane::PREFACE;
+use memcache_proto::pb::{self, reply, request};
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(10)
+}
+
+fn meta(listen: &Endpoint) -> MetaServer {
+    MetaServer::start(&MetaConfig { listen: listen.clone(), ..MetaConfig::default() }).unwrap()
+}
+
+fn loopback(port: u16) -> Endpoint {
+    Endpoint::Tcp { host: "127.0.0.1".to_owned(), port }
+}
+
+fn ask(book: &Book) -> Result<u64, BookError> {
+    let answer = book.call(request::Body::Status(pb::Status {}), soon())?;
+    match answer.body {
+        reply::Body::Status(_) => Ok(answer.epoch.get()),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// What becomes of lanes on their way to the service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Lanes {
+    /// They reach it.
+    Pass,
+    /// As a service does that speaks nothing but HTTP/2.
+    Settings,
+    /// The connection is closed at once.
+    Close,
+    /// Nothing is ever said.
+    Silence,
+    /// They reach it until told otherwise; then nothing comes back any more, and nothing is closed.
+    Swallow,
+}
+
+/// A middleman in front of the service that counts connections.
+struct Proxy {
+    endpoint: Endpoint,
+    lanes: Arc<AtomicUsize>,
+    sessions: Arc<AtomicUsize>,
+    swallow: Arc<AtomicBool>,
+}
+
+impl Proxy {
+    fn start(server: &MetaServer, treat: Lanes) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = loopback(listener.local_addr().unwrap().port());
+        let proxy = Self { endpoint, lanes: Arc::default(), sessions: Arc::default(), swallow: Arc::default() };
+        let (lanes, sessions, swallow) =
+            (Arc::clone(&proxy.lanes), Arc::clone(&proxy.sessions), Arc::clone(&proxy.swallow));
+        let Endpoint::Tcp { port, .. } = *server.address() else { panic!("not TCP") };
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let (lanes, sessions, swallow) = (Arc::clone(&lanes), Arc::clone(&sessions), Arc::clone(&swallow));
+                std::thread::spawn(move || serve(&stream, port, treat, &lanes, &sessions, &swallow));
+            }
+        });
+        proxy
+    }
+}
+
+fn serve(
+    stream: &TcpStream,
+    port: u16,
+    treat: Lanes,
+    lanes: &AtomicUsize,
+    sessions: &AtomicUsize,
+    swallow: &Arc<AtomicBool>,
+) {
+    let mut first = [0; 1];
+    if stream.peek(&mut first).is_err() {
+        return;
+    }
+    let is_lane = first[0] == PREFACE[0];
+    let counter = if is_lane { lanes } else { sessions };
+    counter.fetch_add(1, Ordering::SeqCst);
+    match treat {
+        Lanes::Settings if is_lane => {
+            drop((&*stream).write_all(&[0, 0, 0, 4, 0, 0, 0, 0, 0]));
+            let mut rest = Vec::new();
+            drop((&*stream).read_to_end(&mut rest));
+        }
+        Lanes::Close if is_lane => {}
+        Lanes::Silence if is_lane => {
+            let mut rest = Vec::new();
+            drop((&*stream).read_to_end(&mut rest));
+        }
+        _ => {
+            let Ok(onward) = TcpStream::connect(("127.0.0.1", port)) else { return };
+            stream.set_nodelay(true).unwrap();
+            onward.set_nodelay(true).unwrap();
+            let (from, to) = (stream.try_clone().unwrap(), onward.try_clone().unwrap());
+            let may_swallow = (treat == Lanes::Swallow && is_lane).then(|| Arc::clone(swallow));
+            let back = std::thread::spawn(move || pump(&onward, &from, may_swallow.as_deref()));
+            pump(stream, &to, None);
+            drop(back.join());
+        }
+    }
+}
+
+/// Copies until one side ends, then ends the other.
+fn pump(mut from: &TcpStream, mut to: &TcpStream, swallow: Option<&AtomicBool>) {
+    let mut bytes = [0; 4096];
+    while let Ok(count @ 1..) = from.read(&mut bytes) {
+        if swallow.is_some_and(|swallow| swallow.load(Ordering::SeqCst)) {
+            continue;
+        }
+        if to.write_all(&bytes[..count]).is_err() {
+            break;
+        }
+    }
+    drop((from.shutdown(Shutdown::Both), to.shutdown(Shutdown::Both)));
+}
+
+/// Asks until a lane has been opened, and some more.
+fn ask_often(book: &Book, lanes: &AtomicUsize) {
+    let until = soon();
+    while lanes.load(Ordering::SeqCst) == 0 {
+        assert!(Instant::now() < until, "no lane was ever asked for");
+        ask(book).unwrap();
+    }
+    for _ in 0..100 {
+        ask(book).unwrap();
+    }
+}
+
+#[test]
+fn callers_that_ask_often_get_a_lane_and_one_is_enough_for_one() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::Pass);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    for _ in 0..3 {
+        ask(&book).unwrap();
+        std::thread::sleep(Duration::from_millis(120));
+    }
+    assert_eq!(proxy.lanes.load(Ordering::SeqCst), 0, "rare calls need no lane");
+    ask_often(&book, &proxy.lanes);
+    assert_eq!((proxy.lanes.load(Ordering::SeqCst), proxy.sessions.load(Ordering::SeqCst)), (1, 1));
+}
+
+#[test]
+fn many_threads_share_few_lanes_and_all_are_answered() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::Pass);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    std::thread::scope(|scope| {
+        for _ in 0..32 {
+            scope.spawn(|| {
+                for _ in 0..200 {
+                    assert_eq!(ask(&book), Ok(server.epoch().get()));
+                }
+            });
+        }
+    });
+    let lanes = proxy.lanes.load(Ordering::SeqCst);
+    assert!((1..=8).contains(&lanes), "{lanes}");
+}
+
+#[test]
+fn a_service_that_knows_no_lanes_is_used_without() {
+    for treat in [Lanes::Settings, Lanes::Close, Lanes::Silence] {
+        let server = meta(&loopback(0));
+        let proxy = Proxy::start(&server, treat);
+        let book = Book::open(proxy.endpoint.clone()).unwrap();
+        ask_often(&book, &proxy.lanes);
+        assert_eq!(proxy.lanes.load(Ordering::SeqCst), 1, "{treat:?}: asked again and again");
+        assert!(book.is_up());
+    }
+}
+
+#[test]
+fn a_lane_that_goes_silent_ends_its_call_at_the_deadline_and_is_not_used_again() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::Swallow);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    ask_often(&book, &proxy.lanes);
+    proxy.swallow.store(true, Ordering::SeqCst);
+    let asked = Instant::now();
+    let late = book.call(request::Body::Status(pb::Status {}), asked + Duration::from_millis(200));
+    assert!(matches!(late, Err(BookError::Timeout { .. })), "{late:?}");
+    let waited = asked.elapsed();
+    assert!((Duration::from_millis(200)..Duration::from_secs(5)).contains(&waited), "{waited:?}");
+    assert!(ask(&book).is_ok(), "the session goes on");
+}
+
+#[test]
+fn a_silent_lane_ends_its_call_when_the_session_is_lost() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::Swallow);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    ask_often(&book, &proxy.lanes);
+    proxy.swallow.store(true, Ordering::SeqCst);
+    let asked = Instant::now();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| book.call(request::Body::Status(pb::Status {}), asked + Duration::from_secs(60)));
+        std::thread::sleep(Duration::from_millis(50));
+        assert!(server.stop(Duration::from_secs(2)));
+        let ended = waiting.join().unwrap();
+        assert!(matches!(ended, Err(BookError::Interrupted(_))), "{ended:?}");
+    });
+    assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn lanes_come_back_after_the_service_was_away() {
+    let first = meta(&loopback(0));
+    let address = first.address().clone();
+    let book = Book::open(address.clone()).unwrap();
+    let until = soon();
+    for turn in 0.. {
+        assert!(Instant::now() < until);
+        if turn > 200 {
+            break;
+        }
+        ask(&book).unwrap();
+    }
+    let before = first.epoch().get();
+    assert!(first.stop(Duration::from_secs(2)));
+    let away = Instant::now();
+    while book.is_up() {
+        assert!(away.elapsed() < Duration::from_secs(10), "never noticed");
+        assert_ne!(ask(&book).ok(), Some(0));
+    }
+    assert!(matches!(ask(&book), Err(BookError::Unavailable(_))));
+    let second = meta(&address);
+    let until = soon();
+    while ask(&book) != Ok(second.epoch().get()) {
+        assert!(Instant::now() < until, "never found the new service");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_ne!(second.epoch().get(), before);
+    for _ in 0..200 {
+        assert_eq!(ask(&book), Ok(second.epoch().get()), "an answer of an earlier life, or none");
+    }
+}
+
+#[test]
+fn closing_ends_calls_that_wait_on_a_lane() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::Swallow);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    ask_often(&book, &proxy.lanes);
+    proxy.swallow.store(true, Ordering::SeqCst);
+    let asked = Instant::now();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| book.call(request::Body::Status(pb::Status {}), asked + Duration::from_secs(60)));
+        std::thread::sleep(Duration::from_millis(50));
+        book.close();
+        assert!(matches!(waiting.join().unwrap(), Err(BookError::Interrupted(_))));
+    });
+    assert!(asked.elapsed() < Duration::from_secs(5));
+    assert!(matches!(ask(&book), Err(BookError::Unavailable(_))));
+}
