@@ -36,7 +36,7 @@ pub mod region;
 pub mod segment;
 pub mod trailer;
 
-pub use checksum::{checksum_bytes, checksum_pieces};
+pub use checksum::{checksum_bytes, checksum_combine, checksum_pieces};
 pub use copy::{CopyMode, Kernel, gather, gather_summed, gather_with, scatter, scatter_summed, scatter_with};
 pub use error::MemoryError;
 pub use mapping::Mapping;

@@ -26,7 +26,8 @@ pub trait Link: Send + Sync + Debug {
     fn capabilities(&self) -> &Capabilities;
 
     /// Copies payloads into local pieces and returns, for each, the 64 trailer bytes found **after** the last
-    /// byte of its payload was copied.
+    /// byte of its payload was copied. A link that copies parts of one payload at the same time looks behind each part
+    /// and returns zeros unless it found the same every time.
     ///
     /// A trailer that carries a generation known to be published before the call says that the payload is that
     /// generation's, whole. Anything else says that the local bytes mean nothing.
@@ -46,8 +47,8 @@ pub trait Link: Send + Sync + Debug {
     /// Until the call returns, all pieces are readable and nobody writes to them.
     unsafe fn write(&self, ops: &[WriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>>;
 
-    /// As [`read`](Self::read), and also returns the CRC-32C of each payload as it arrived in the pieces. Links that
-    /// copy on the calling thread sum in the same pass; the others in a second one.
+    /// As [`read`](Self::read), and also returns the CRC-32C of each payload as it arrived in the pieces. Links make it
+    /// while the bytes are in the cache, unless they have nothing better than this second pass.
     ///
     /// # Safety
     /// As [`read`](Self::read).

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use memcache_types::Piece;
+use memcache_types::{Piece, ScatterList};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 
@@ -45,23 +45,51 @@ impl Runs {
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct PieceCursor {
     index: usize,
+    /// Bytes of the current piece, and of all pieces, that lie behind.
     done: u64,
+    moved: u64,
 }
 
 impl PieceCursor {
-    /// Adds what is left of `pieces`, as far as it fits; true if all of it did.
-    pub(crate) fn fill(&self, pieces: &[Piece], runs: &mut Runs) -> bool {
+    /// Bytes that lie behind.
+    pub(crate) const fn moved(&self) -> u64 {
+        self.moved
+    }
+
+    /// Adds what is left of `pieces`, at most `limit` bytes, as far as it fits; true if all of it did.
+    pub(crate) fn fill(&self, pieces: &[Piece], mut limit: u64, runs: &mut Runs) -> bool {
         let mut done = self.done;
         for piece in &pieces[self.index..] {
-            if runs.is_full() {
+            if runs.is_full() || limit == 0 {
                 return false;
             }
+            let (address, bytes) = (piece.address + done, piece.bytes - done);
+            let part = bytes.min(limit);
             #[allow(clippy::cast_possible_truncation, reason = "addresses and lengths of this process fit in a usize")]
-            let (start, bytes) = ((piece.address + done) as usize, (piece.bytes - done) as usize);
-            runs.push(std::ptr::with_exposed_provenance_mut(start), bytes);
+            let (start, length) = (address as usize, part as usize);
+            runs.push(std::ptr::with_exposed_provenance_mut(start), length);
+            if part < bytes {
+                return false;
+            }
+            limit -= part;
             done = 0;
         }
         true
+    }
+
+    /// The next `bytes` bytes of `pieces`, or what there is of them.
+    pub(crate) fn ahead(&self, pieces: &[Piece], mut bytes: u64) -> ScatterList {
+        let (mut list, mut done) = (ScatterList::new(), self.done);
+        for piece in &pieces[self.index..] {
+            let part = (piece.bytes - done).min(bytes);
+            if part == 0 {
+                break;
+            }
+            list.push(piece.address + done, part);
+            bytes -= part;
+            done = 0;
+        }
+        list
     }
 
     /// Moves on by up to `bytes` bytes and returns how many of them lie after the last piece.
@@ -70,9 +98,11 @@ impl PieceCursor {
             let left = piece.bytes - self.done;
             if bytes < left {
                 self.done += bytes;
+                self.moved += bytes;
                 return 0;
             }
             bytes -= left;
+            self.moved += left;
             self.index += 1;
             self.done = 0;
         }
@@ -201,11 +231,17 @@ mod tests {
             let (mut cursor, mut moved, mut beyond) = (PieceCursor::default(), 0, 0);
             while !cursor.is_done(&pieces) {
                 let mut runs = Runs::default();
-                assert!(cursor.fill(&pieces, &mut runs));
+                assert!(cursor.fill(&pieces, u64::MAX, &mut runs));
+                assert_eq!(cursor.ahead(&pieces, 2).bytes(), 2.min(10 - moved));
                 let left: usize = runs.runs.iter().map(|run| run.iov_len).sum();
                 assert_eq!(left as u64, 10 - moved, "step {step}");
+                runs.clear();
+                assert_eq!(cursor.fill(&pieces, step, &mut runs), left as u64 <= step, "step {step}");
+                let limited: usize = runs.runs.iter().map(|run| run.iov_len).sum();
+                assert_eq!(limited as u64, step.min(left as u64), "step {step}");
                 beyond = cursor.advance(&pieces, step);
                 moved += step;
+                assert_eq!(cursor.moved(), moved.min(10), "step {step}");
             }
             assert_eq!(moved - beyond, 10, "step {step}");
         }

@@ -53,15 +53,16 @@ struct Frame {
     payload: u64,
     extent: u64,
     budget_ms: u32,
+    start: u64,
 }
 
 impl Frame {
     fn new(op: u8, server: &RegionServer) -> Self {
-        Self { op, token: server.descriptor().token, offset: 0, payload: 128, extent: 192, budget_ms: 20_000 }
+        Self { op, token: server.descriptor().token, offset: 0, payload: 128, extent: 192, budget_ms: 20_000, start: 0 }
     }
 
     fn bytes(&self) -> Vec<u8> {
-        let mut bytes = b"MCQ\x01\x01\x00".to_vec();
+        let mut bytes = b"MCQ\x02\x02\x00".to_vec();
         bytes.extend([self.op, 0]);
         bytes.extend(7u64.to_le_bytes());
         bytes.extend(self.token.to_le_bytes());
@@ -69,7 +70,7 @@ impl Frame {
         bytes.extend(self.payload.to_le_bytes());
         bytes.extend(self.extent.to_le_bytes());
         bytes.extend(self.budget_ms.to_le_bytes());
-        bytes.extend([0; 8]);
+        bytes.extend(self.start.to_le_bytes());
         let checksum = checksum_bytes(&bytes);
         bytes.extend(checksum.to_le_bytes());
         bytes
@@ -91,7 +92,7 @@ fn connect(server: &RegionServer) -> TcpStream {
 fn reply(stream: &mut TcpStream) -> Option<(u8, Vec<u8>)> {
     let mut header = [0; 32];
     stream.read_exact(&mut header).ok()?;
-    assert_eq!(header[..6], *b"MCA\x01\x01\x00");
+    assert_eq!(header[..6], *b"MCA\x02\x02\x00");
     assert_eq!(header[8..16], 7u64.to_le_bytes());
     let mut body = vec![0; usize::try_from(u64::from_le_bytes(header[16..24].try_into().unwrap())).unwrap()];
     stream.read_exact(&mut body).ok()?;
@@ -174,6 +175,11 @@ fn hostile_ranges_are_refused_and_the_connection_lives() {
         let (status, text) = reply(&mut stream).expect("an answer");
         assert_eq!(status, 1, "{offset} {payload} {extent}: {}", String::from_utf8_lossy(&text));
     }
+    for (start, payload) in [(1, 128), (64, 65), (128, 1), (u64::MAX, 1), (u64::MAX - 63, 64), (1 << 40, 0)] {
+        let hostile = Frame { payload, start, ..Frame::new(READ, &server) };
+        stream.write_all(&hostile.bytes()).unwrap();
+        assert_eq!(reply(&mut stream).expect("an answer").0, 1, "{payload} bytes from {start} on");
+    }
     // A write is answered as well, and its payload is not taken for the next request.
     let hostile = Frame { offset: REGION, ..Frame::new(WRITE, &server) };
     stream.write_all(&hostile.bytes()).unwrap();
@@ -226,6 +232,31 @@ fn a_write_takes_the_trailer_away_first_and_puts_the_new_one_last() {
     assert_eq!(reply(&mut stream), Some((0, vec![])));
     let trailer = region_bytes_at(&server, 128, 64);
     assert_eq!((&trailer[..63], trailer[63]), (&[0x33; 63][..], 0x44));
+}
+
+#[test]
+fn parts_of_a_write_leave_no_trailer_until_one_is_brought() {
+    let server = serve(ProtocolChoice::HostTcp);
+    let region = server.segment().region();
+    region.sub(0, 192).unwrap().publish_trailer(&[0x11; 64]);
+    let (mut first, mut second) = (connect(&server), connect(&server));
+    let write = |stream: &mut TcpStream, start: u64, payload: u64, trailer: u8| {
+        let frame = Frame { payload, start, ..Frame::new(WRITE, &server) };
+        let bytes = vec![0x20 + u8::try_from(start).unwrap(); usize::try_from(payload).unwrap()];
+        stream.write_all(&[frame.bytes(), bytes, vec![trailer; 64]].concat()).unwrap();
+        assert_eq!(reply(stream), Some((0, vec![])));
+        (region_bytes_at(&server, 0, 128), region_bytes_at(&server, 128, 64))
+    };
+    // The later part may well come first.
+    assert_eq!(write(&mut first, 5, 123, 0), ([vec![0; 5], vec![0x25; 123]].concat(), vec![0; 64]));
+    assert_eq!(write(&mut second, 0, 5, 0), ([vec![0x20; 5], vec![0x25; 123]].concat(), vec![0; 64]));
+    assert_eq!(write(&mut first, 0, 0, 0x77), ([vec![0x20; 5], vec![0x25; 123]].concat(), vec![0x77; 64]));
+    // A part of a read brings the trailer too.
+    second.write_all(&Frame { start: 4, payload: 2, ..Frame::new(READ, &server) }.bytes()).unwrap();
+    assert_eq!(reply(&mut second), Some((0, vec![0x20, 0x25])));
+    let mut trailer = [0; 64];
+    second.read_exact(&mut trailer).unwrap();
+    assert_eq!(trailer, [0x77; 64]);
 }
 
 #[test]
@@ -295,7 +326,7 @@ fn liar(answer: impl Fn(u64, u64) -> Vec<u8> + Send + 'static) -> String {
 }
 
 fn reply_header(status: u8, id: u64, body: u64) -> Vec<u8> {
-    let mut bytes = b"MCA\x01\x01\x00".to_vec();
+    let mut bytes = b"MCA\x02\x02\x00".to_vec();
     bytes.extend([status, 0]);
     bytes.extend(id.to_le_bytes());
     bytes.extend(body.to_le_bytes());

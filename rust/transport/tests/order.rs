@@ -87,7 +87,7 @@ fn the_owner_looks_at_the_trailer_after_the_last_byte_is_sent() {
     let server = serve();
     let extent = server.segment().region().sub(0, PAYLOAD + 64).unwrap();
     extent.publish_trailer(&[0x11; 64]);
-    let mut request = b"MCQ\x01\x01\x00\x01\x00".to_vec();
+    let mut request = b"MCQ\x02\x02\x00\x01\x00".to_vec();
     request.extend(7u64.to_le_bytes());
     request.extend(server.descriptor().token.to_le_bytes());
     for number in [0, PAYLOAD, PAYLOAD + 64] {

@@ -1,12 +1,15 @@
-//! A link over TCP: a few connections, several operations in flight on each, no thread of its own.
+//! A link over TCP: a few connections, several operations in flight on each. A call that moves much has a thread for
+//! each connection it uses, until it returns; there is no other.
 
+use std::borrow::Cow;
 use std::net::{SocketAddr, ToSocketAddrs};
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use memcache_types::ScatterList;
+use memcache_memory::Trailer;
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX, TRAILER_LEN};
+use memcache_types::{Extent, ScatterList};
 use parking_lot::{Condvar, Mutex};
 use rustix::event::PollFlags;
 use rustix::io::Errno;
@@ -17,18 +20,19 @@ use crate::capabilities::Capabilities;
 use crate::error::TransportError;
 use crate::link::Link;
 use crate::net::{is_quiet, wait_for};
-use crate::ops::{ReadOp, WriteOp};
+use crate::ops::{ReadOp, SummedWriteOp, WriteOp};
 use crate::protocol::Protocol;
-use crate::tcp::exchange::{Connection, Job, Lane, Outcome, drive};
+use crate::tcp::deal::{Hand, Joined, deal};
+use crate::tcp::exchange::{Connection, Ending, Job, Lane, Outcome, drive};
 use crate::tcp::frame::Op;
 use crate::tcp::server::tune;
 
 /// Connections all callers together may open, as a multiple of what one call uses.
 const SHARE: usize = 4;
 /// Bytes that make another connection worth its while.
-const LANE_BYTES_MIN: u64 = 256 << 10;
-/// Stands in for the trailer of operations that write none.
-const NO_TRAILER: [u8; TRAILER_LEN] = [0; TRAILER_LEN];
+const LANE_BYTES_MIN: u64 = 512 << 10;
+/// Bytes a call has to move before its connections get a thread each: starting one takes some 30 us.
+const PARALLEL_BYTES_MIN: u64 = 2 << 20;
 
 /// Connections to the data server of one region.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub(crate) struct TcpLink {
     pool: Mutex<Pool>,
     returned: Condvar,
     gone: AtomicBool,
+    /// Whether several threads of this process can run at the same time.
+    has_cores: bool,
 }
 
 #[derive(Debug, Default)]
@@ -73,70 +79,84 @@ impl TcpLink {
             connections: connections.max(1),
         };
         let (pool, returned, gone) = (Mutex::default(), Condvar::new(), AtomicBool::new(false));
-        let link = Self { address, token, capabilities, pool, returned, gone };
-        let nothing = ScatterList::new();
-        let ping = Job { index: 0, op: Op::Ping, extent: None, local: &nothing, trailer: &NO_TRAILER };
+        let has_cores = std::thread::available_parallelism().is_ok_and(|cores| cores.get() > 1);
+        let link = Self { address, token, capabilities, pool, returned, gone, has_cores };
+        let local = Cow::Owned(ScatterList::new());
+        let ping = Job { op: Op::Ping, extent: None, start: 0, local, ending: Ending::Nothing, summed: false };
         // SAFETY: a ping has no pieces.
-        let answer = unsafe { link.run(vec![ping], 1, deadline) };
-        match answer.into_iter().next() {
-            Some(Ok(_)) => Ok(link),
-            Some(Err(error)) => Err(error),
-            None => Err(TransportError::PeerGone),
+        let answer = unsafe { link.run(vec![(0, ping)], 1, deadline) };
+        answer.into_iter().next().unwrap_or(Err(TransportError::PeerGone)).map(|_| link)
+    }
+
+    /// Runs the jobs of `count` operations, each with the number of its own, and returns what became of each
+    /// operation. Those without a job come out as [`TransportError::PeerGone`].
+    ///
+    /// # Safety
+    /// As [`drive`].
+    unsafe fn run(&self, jobs: Vec<(usize, Job<'_>)>, count: usize, deadline: Instant) -> Vec<Outcome> {
+        let endings: Vec<_> = jobs.iter().map(|(number, job)| (*number, job.extent, job.ending)).collect();
+        // SAFETY: the same contract.
+        let mut joined = unsafe { self.exchange(jobs, count, deadline) };
+        // What was written in parts gets its trailer now that all of them are there.
+        let sealed: Vec<_> = endings
+            .iter()
+            .filter(|(_, _, ending)| !matches!(ending, Ending::Nothing))
+            .filter_map(|(number, extent, ending)| {
+                let trailer = ending.trailer(joined[*number].is_whole_again()?.sum);
+                Some((*number, *extent, trailer))
+            })
+            .collect();
+        let mut jobs = Vec::with_capacity(sealed.len());
+        for (number, extent, trailer) in &sealed {
+            let (local, ending) = (Cow::Owned(ScatterList::new()), Ending::Ready(trailer));
+            jobs.push((*number, Job { op: Op::Write, extent: *extent, start: 0, local, ending, summed: false }));
         }
+        if !jobs.is_empty() {
+            // SAFETY: these jobs have no pieces.
+            let mut seals = unsafe { self.exchange(jobs, count, deadline) };
+            for (number, ..) in &sealed {
+                joined[*number] = std::mem::take(&mut seals[*number]);
+            }
+        }
+        joined.into_iter().map(Joined::into_outcome).collect()
     }
 
     /// # Safety
     /// As [`drive`].
-    unsafe fn run(&self, jobs: Vec<Job<'_>>, count: usize, deadline: Instant) -> Vec<Outcome> {
-        let mut outcomes: Vec<Option<Outcome>> = vec![None; count];
-        if Instant::now() >= deadline {
-            outcomes.fill(Some(Err(TransportError::Timeout)));
-        } else if !jobs.is_empty() {
-            match self.lease(self.lanes_for(&jobs), deadline) {
-                Ok(connections) => {
-                    let mut lanes = self.deal(connections, jobs, deadline);
-                    // SAFETY: the same contract.
-                    unsafe { drive(&mut lanes, &mut outcomes, deadline) };
-                    self.settle(lanes, &mut outcomes);
+    unsafe fn exchange(&self, jobs: Vec<(usize, Job<'_>)>, count: usize, deadline: Instant) -> Vec<Joined> {
+        let mut joined: Vec<Joined> = (0..count).map(|_| Joined::default()).collect();
+        let bytes = jobs.iter().map(|(_, job)| job.local.bytes()).sum();
+        let leased = match Instant::now() >= deadline {
+            true => Err(TransportError::Timeout),
+            false if jobs.is_empty() => return joined,
+            false => self.lease(self.lanes_for(bytes), deadline),
+        };
+        let connections = match leased {
+            Ok(connections) => connections,
+            Err(error) => {
+                for (number, _) in &jobs {
+                    joined[*number].add(0, Err(error.clone()));
                 }
-                Err(error) => {
-                    for job in jobs {
-                        outcomes[job.index] = Some(Err(error.clone()));
-                    }
-                }
+                return joined;
             }
+        };
+        let (mut lanes, mut labels) = (Vec::with_capacity(connections.len()), Vec::with_capacity(connections.len()));
+        let hands = deal(jobs, connections.len());
+        for (connection, Hand { operations, jobs }) in connections.into_iter().zip(hands) {
+            let lengths: Vec<u64> = jobs.iter().map(|job| job.local.bytes()).collect();
+            labels.push((operations, lengths));
+            lanes.push(Lane::new(connection, jobs, self.token, deadline));
         }
-        outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(TransportError::PeerGone))).collect()
-    }
-
-    fn lanes_for(&self, jobs: &[Job<'_>]) -> usize {
-        let bytes: u64 = jobs.iter().map(|job| job.local.bytes()).sum();
-        let worth = usize::try_from(bytes / LANE_BYTES_MIN).unwrap_or(usize::MAX);
-        worth.min(jobs.len()).clamp(1, self.capabilities.connections)
-    }
-
-    /// Gives each job to the connection with the fewest bytes so far.
-    fn deal<'a>(&self, connections: Vec<Connection>, jobs: Vec<Job<'a>>, deadline: Instant) -> Vec<Lane<'a>> {
-        let mut hands: Vec<(u64, Vec<Job<'a>>)> = connections.iter().map(|_| (0, Vec::new())).collect();
-        for job in jobs {
-            if let Some((bytes, hand)) = hands.iter_mut().min_by_key(|(bytes, _)| *bytes) {
-                *bytes += job.local.bytes() + 1;
-                hand.push(job);
+        let parallel = lanes.len() > 1 && bytes >= PARALLEL_BYTES_MIN && self.has_cores;
+        // SAFETY: the same contract.
+        unsafe { drive(&mut lanes, parallel, deadline) };
+        let (mut whole, mut lost) = (Vec::with_capacity(lanes.len()), 0);
+        for (lane, (operations, lengths)) in lanes.into_iter().zip(labels) {
+            let (outcomes, connection) = lane.finish();
+            for ((number, bytes), outcome) in operations.into_iter().zip(lengths).zip(outcomes) {
+                joined[number].add(bytes, outcome);
             }
-        }
-        connections
-            .into_iter()
-            .zip(hands)
-            .map(|(connection, (_, hand))| Lane::new(connection, hand, self.token, deadline))
-            .collect()
-    }
-
-    /// Takes back the connections that are whole and hangs up the others.
-    fn settle(&self, lanes: Vec<Lane<'_>>, outcomes: &mut [Option<Outcome>]) {
-        let mut whole = Vec::with_capacity(lanes.len());
-        let mut lost = 0;
-        for lane in lanes {
-            match lane.finish(outcomes) {
+            match connection {
                 Ok(connection) => whole.push(connection),
                 Err(error) => {
                     lost += 1;
@@ -146,6 +166,17 @@ impl TcpLink {
                 }
             }
         }
+        self.give_back(whole, lost);
+        joined
+    }
+
+    fn lanes_for(&self, bytes: u64) -> usize {
+        let worth = usize::try_from(bytes / LANE_BYTES_MIN).unwrap_or(usize::MAX);
+        worth.clamp(1, self.capabilities.connections)
+    }
+
+    /// Takes back the connections that are whole; the others have been hung up.
+    fn give_back(&self, mut whole: Vec<Connection>, lost: usize) {
         let mut pool = self.pool.lock();
         pool.open -= lost;
         pool.idle.append(&mut whole);
@@ -197,6 +228,45 @@ impl TcpLink {
     }
 }
 
+impl TcpLink {
+    /// # Safety
+    /// As [`Link::read`].
+    unsafe fn read_all(&self, ops: &[ReadOp<'_>], summed: bool, deadline: Instant) -> Vec<Outcome> {
+        let jobs = ops.iter().map(|op| {
+            op.check(self.capabilities.region_bytes)?;
+            let (extent, local) = (Some(op.extent), Cow::Borrowed(op.local));
+            Ok(Job { op: Op::Read, extent, start: 0, local, ending: Ending::Nothing, summed })
+        });
+        // SAFETY: the pieces are writable and unshared by contract.
+        unsafe { self.run_checked(jobs, deadline) }
+    }
+
+    /// Runs the operations that make sense; the others have failed already.
+    ///
+    /// # Safety
+    /// As [`drive`].
+    unsafe fn run_checked<'a>(
+        &self,
+        checked: impl ExactSizeIterator<Item = Result<Job<'a>, TransportError>>,
+        deadline: Instant,
+    ) -> Vec<Outcome> {
+        let count = checked.len();
+        let (mut jobs, mut refused) = (Vec::with_capacity(count), Vec::new());
+        for (number, job) in checked.enumerate() {
+            match job {
+                Ok(job) => jobs.push((number, job)),
+                Err(error) => refused.push((number, error)),
+            }
+        }
+        // SAFETY: the same contract.
+        let mut outcomes = unsafe { self.run(jobs, count, deadline) };
+        for (number, error) in refused {
+            outcomes[number] = Err(error);
+        }
+        outcomes
+    }
+}
+
 impl Link for TcpLink {
     fn protocol(&self) -> Protocol {
         Protocol::HostTcp
@@ -207,37 +277,35 @@ impl Link for TcpLink {
     }
 
     unsafe fn read(&self, ops: &[ReadOp<'_>], deadline: Instant) -> Vec<Result<[u8; TRAILER_LEN], TransportError>> {
-        let checked = ops.iter().map(|op| op.check(self.capabilities.region_bytes));
-        let (jobs, refused) = sort(checked.zip(ops).enumerate(), |index, op| Job {
-            index,
-            op: Op::Read,
-            extent: Some(op.extent),
-            local: op.local,
-            trailer: &NO_TRAILER,
-        });
-        // SAFETY: the pieces are writable and unshared by the contract of this function.
-        let mut outcomes = unsafe { self.run(jobs, ops.len(), deadline) };
-        for (index, error) in refused {
-            outcomes[index] = Err(error);
-        }
-        outcomes
+        // SAFETY: the same contract.
+        let outcomes = unsafe { self.read_all(ops, false, deadline) };
+        outcomes.into_iter().map(|outcome| outcome.map(|arrived| arrived.trailer)).collect()
+    }
+
+    unsafe fn read_summed(
+        &self,
+        ops: &[ReadOp<'_>],
+        deadline: Instant,
+    ) -> Vec<Result<([u8; TRAILER_LEN], u32), TransportError>> {
+        // SAFETY: the same contract.
+        let outcomes = unsafe { self.read_all(ops, true, deadline) };
+        outcomes.into_iter().map(|outcome| outcome.map(|arrived| (arrived.trailer, arrived.sum))).collect()
     }
 
     unsafe fn write(&self, ops: &[WriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>> {
         let checked = ops.iter().map(|op| op.check(self.capabilities.region_bytes));
-        let (jobs, refused) = sort(checked.zip(ops).enumerate(), |index, op| Job {
-            index,
-            op: Op::Write,
-            extent: Some(op.extent),
-            local: op.local,
-            trailer: op.trailer,
-        });
+        let jobs = checked
+            .zip(ops)
+            .map(|(check, op)| check.map(|()| write_job(op.extent, op.local, Ending::Ready(op.trailer))));
         // SAFETY: the pieces are readable and unwritten by the contract of this function.
-        let mut outcomes = unsafe { self.run(jobs, ops.len(), deadline) };
-        for (index, error) in refused {
-            outcomes[index] = Err(error);
-        }
-        outcomes.into_iter().map(|outcome| outcome.map(drop)).collect()
+        unsafe { self.run_checked(jobs, deadline) }.into_iter().map(|outcome| outcome.map(drop)).collect()
+    }
+
+    unsafe fn write_summed(&self, ops: &[SummedWriteOp<'_>], deadline: Instant) -> Vec<Result<(), TransportError>> {
+        let check = |op: &SummedWriteOp<'_>| op.with_trailer(&Trailer::RETRACTED).check(self.capabilities.region_bytes);
+        let jobs = ops.iter().map(|op| check(op).map(|()| write_job(op.extent, op.local, Ending::Sealed(op))));
+        // SAFETY: as above.
+        unsafe { self.run_checked(jobs, deadline) }.into_iter().map(|outcome| outcome.map(drop)).collect()
     }
 
     fn is_open(&self) -> bool {
@@ -246,21 +314,9 @@ impl Link for TcpLink {
     }
 }
 
-type Refusals = Vec<(usize, TransportError)>;
-
-/// Parts operations that make sense from those that do not.
-fn sort<'a, O: 'a>(
-    checked: impl Iterator<Item = (usize, (Result<(), TransportError>, &'a O))>,
-    job: impl Fn(usize, &'a O) -> Job<'a>,
-) -> (Vec<Job<'a>>, Refusals) {
-    let (mut jobs, mut refused) = (Vec::new(), Vec::new());
-    for (index, (check, op)) in checked {
-        match check {
-            Ok(()) => jobs.push(job(index, op)),
-            Err(error) => refused.push((index, error)),
-        }
-    }
-    (jobs, refused)
+fn write_job<'a>(extent: Extent, local: &'a ScatterList, ending: Ending<'a>) -> Job<'a> {
+    let summed = matches!(ending, Ending::Sealed(_));
+    Job { op: Op::Write, extent: Some(extent), start: 0, local: Cow::Borrowed(local), ending, summed }
 }
 
 /// Opens one connection within the deadline.

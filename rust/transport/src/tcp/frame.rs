@@ -9,9 +9,9 @@ pub(crate) const REPLY_BYTES: usize = 32;
 /// Longest text of a refusal, in bytes.
 pub(crate) const TEXT_BYTES_MAX: usize = 512;
 
-const REQUEST_MAGIC: [u8; 4] = *b"MCQ\x01";
-const REPLY_MAGIC: [u8; 4] = *b"MCA\x01";
-const VERSION: u16 = 1;
+const REQUEST_MAGIC: [u8; 4] = *b"MCQ\x02";
+const REPLY_MAGIC: [u8; 4] = *b"MCA\x02";
+const VERSION: u16 = 2;
 
 /// What a request asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,8 +28,11 @@ pub(crate) struct Request {
     pub(crate) id: u64,
     pub(crate) token: u128,
     pub(crate) offset: u64,
+    /// Bytes of the payload that this request moves.
     pub(crate) payload_bytes: u64,
     pub(crate) extent_bytes: u64,
+    /// Where in the extent they begin: more than 0 for the later parts of an object that several connections move.
+    pub(crate) start: u64,
     /// Milliseconds the sender still waits: the receiver gives up a transfer that takes longer.
     pub(crate) budget_ms: u32,
 }
@@ -71,6 +74,7 @@ impl Request {
         bytes[40..48].copy_from_slice(&self.payload_bytes.to_le_bytes());
         bytes[48..56].copy_from_slice(&self.extent_bytes.to_le_bytes());
         bytes[56..60].copy_from_slice(&self.budget_ms.to_le_bytes());
+        bytes[60..68].copy_from_slice(&self.start.to_le_bytes());
         seal(&mut bytes);
         bytes
     }
@@ -91,6 +95,7 @@ impl Request {
             payload_bytes: u64::from_le_bytes(field(bytes, 40)),
             extent_bytes: u64::from_le_bytes(field(bytes, 48)),
             budget_ms: u32::from_le_bytes(field(bytes, 56)),
+            start: u64::from_le_bytes(field(bytes, 60)),
         })
     }
 }
@@ -154,14 +159,16 @@ mod tests {
 
     fn requests() -> impl Strategy<Value = Request> {
         let op = prop_oneof![Just(Op::Ping), Just(Op::Read), Just(Op::Write)];
-        (op, any::<u64>(), any::<u128>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u32>()).prop_map(
-            |(op, id, token, offset, payload_bytes, extent_bytes, budget_ms)| Request {
+        let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
+        (op, any::<u128>(), numbers, any::<u32>()).prop_map(
+            |(op, token, (id, offset, payload_bytes, extent_bytes, start), budget_ms)| Request {
                 op,
                 id,
                 token,
                 offset,
                 payload_bytes,
                 extent_bytes,
+                start,
                 budget_ms,
             },
         )

@@ -12,6 +12,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::event::{PollFd, PollFlags};
 use rustix::net::sockopt::{
     set_socket_keepalive, set_tcp_congestion, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_nodelay,
+    set_tcp_user_timeout,
 };
 use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
@@ -21,6 +22,8 @@ use crate::tcp::session::Session;
 
 /// Most connections of one server at the same time. A peer uses a handful.
 pub(crate) const CONNECTIONS_MAX: usize = 512;
+/// A peer whose host has answered nothing for this many milliseconds is gone. Idle or not: keep-alive is set to the same.
+const VANISHED_MS: u32 = 25_000;
 /// Longest [`TcpServer::stop`] waits for its threads.
 const STOP_MAX: Duration = Duration::from_secs(2);
 
@@ -194,7 +197,9 @@ pub(crate) fn tune(socket: &OwnedFd, peer: Option<SocketAddr>) -> rustix::io::Re
     set_socket_keepalive(socket, true)?;
     set_tcp_keepidle(socket, Duration::from_secs(10))?;
     set_tcp_keepintvl(socket, Duration::from_secs(5))?;
-    set_tcp_keepcnt(socket, 3)
+    set_tcp_keepcnt(socket, 3)?;
+    // Keep-alive looks only at idle connections: what was sent and is not acknowledged counts as lost just as soon.
+    set_tcp_user_timeout(socket, VANISHED_MS)
 }
 
 #[cfg(test)]
@@ -218,6 +223,7 @@ mod tests {
             offset: 0,
             payload_bytes: 0,
             extent_bytes: 0,
+            start: 0,
             budget_ms: 20_000,
         };
         stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();

@@ -103,7 +103,7 @@ impl Session {
 
     fn read(&mut self, request: &Request, extent: RawRegion<'_>, deadline: Instant) -> Result<(), TransportError> {
         self.done(request, request.payload_bytes, deadline)?;
-        let payload = view(extent, 0, request.payload_bytes)?;
+        let payload = view(extent, request.start, request.payload_bytes)?;
         if request.payload_bytes <= SMALL_BYTES {
             self.stream.write_copy(payload, deadline)?;
         } else {
@@ -116,7 +116,7 @@ impl Session {
 
     fn write(&mut self, request: &Request, extent: RawRegion<'_>, deadline: Instant) -> Result<(), TransportError> {
         extent.retract_trailer();
-        self.stream.read_region(view(extent, 0, request.payload_bytes)?, deadline)?;
+        self.stream.read_region(view(extent, request.start, request.payload_bytes)?, deadline)?;
         let mut trailer = [0; TRAILER_LEN];
         self.stream.read_exact(&mut trailer, deadline)?;
         extent.publish_trailer(&trailer);
@@ -157,8 +157,9 @@ impl Session {
     }
 }
 
-/// The extent a request names, if it makes sense.
+/// The extent a request names, if it makes sense: what it moves must end before the trailer.
 fn extent<'a>(region: RawRegion<'a>, request: &Request) -> Result<RawRegion<'a>, TransportError> {
-    check_range(request.offset, request.extent_bytes, request.payload_bytes, region.bytes())?;
+    let end = request.start.saturating_add(request.payload_bytes);
+    check_range(request.offset, request.extent_bytes, end, region.bytes())?;
     view(region, request.offset, request.extent_bytes)
 }
