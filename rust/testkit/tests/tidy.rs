@@ -19,6 +19,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("memcache-proto", &["memcache-types"]),
     ("memcache-memory", &["memcache-types"]),
     ("memcache-transport", &["memcache-memory", "memcache-types"]),
+    ("memcache-device", &["memcache-memory", "memcache-types"]),
     (
         "memcache-client",
         &["memcache-config", "memcache-memory", "memcache-proto", "memcache-transport", "memcache-types"],

@@ -22,6 +22,7 @@ pub mod link;
 mod mapped;
 mod net;
 pub mod ops;
+pub mod plan;
 pub mod protocol;
 pub mod server;
 mod shm;
