@@ -4,8 +4,8 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
 
-use memcache_meta::core::{Core, Millis, ReserveRequest, SegmentOffer, Settings};
-use memcache_types::{ClientId, Epoch, Incarnation, KeyBatch, NodeId, Tier};
+use memcache_meta::core::{Core, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 use rustix::time::{ClockId, clock_gettime};
 
 const CLIENT: ClientId = ClientId::new(1);
@@ -97,9 +97,23 @@ fn measure(count: usize) {
     let effects = &mut Vec::new();
     let segment_bytes = (count as u64 * (PAYLOAD_BYTES + 64) / NODES * 11 / 10).max(1 << 20);
     for node in 1..=NODES {
-        let offer = SegmentOffer { bytes: segment_bytes, tier: Tier::Dram, descriptor: Box::default() };
-        let who = (NodeId::new(node), Incarnation::new(1));
-        core.join(now, who, "node", vec![offer], Epoch::new(0), effects).expect("a node within the limits");
+        let place = HoldingsPlace {
+            table_offset: segment_bytes.next_multiple_of(64),
+            records: u32::try_from(segment_bytes / (PAYLOAD_BYTES + 64)).expect("a table within the limits"),
+            floors_offset: 2 * segment_bytes.next_multiple_of(64),
+        };
+        let offer =
+            SegmentOffer { bytes: segment_bytes, tier: Tier::Dram, descriptor: Box::default(), holdings: place };
+        let request = JoinRequest {
+            node: NodeId::new(node),
+            incarnation: Incarnation::new(1),
+            name: "node",
+            offers: vec![offer],
+            previous_epoch: Epoch::new(0),
+            lists: false,
+            floor: 0,
+        };
+        core.join(now, request, effects).expect("a node within the limits");
     }
     let put = rate(count, || {
         for first in (0..count).step_by(CALL_KEYS) {

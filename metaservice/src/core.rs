@@ -18,12 +18,14 @@ mod fingerprints;
 mod index;
 pub mod limits;
 mod list;
+mod listing;
 mod lookup;
 mod membership;
 mod node;
 mod object;
 mod place;
 mod places;
+mod record;
 mod refusal;
 mod remove;
 mod repair;
@@ -43,12 +45,15 @@ pub use self::clock::Millis;
 pub use self::drain::DrainReport;
 pub use self::effect::{Effect, GoneReason};
 pub use self::fingerprints::Difference;
+pub use self::listing::{Holdings, Listed};
 pub use self::lookup::{Found, LocateReply, PrefixReply};
-pub use self::membership::{Beat, JoinReply, SegmentDescription, SegmentOffer};
+pub use self::membership::{Beat, JoinReply, JoinRequest, SegmentDescription, SegmentOffer};
 pub use self::node::Drain;
+pub use self::record::RecordAt;
 pub use self::refusal::Refusal;
+pub use self::remove::{Removed, RemovedAll};
 pub use self::repair::{CopyTask, WorkReply};
-pub use self::reserve::{ReserveReply, ReserveRequest, Ticket};
+pub use self::reserve::{Clear, ReserveReply, ReserveRequest, Ticket};
 pub use self::status::{NodeReport, Report};
 
 use self::fingerprints::Fingerprints;
@@ -59,6 +64,8 @@ use self::lookup::Lease;
 use self::node::Node;
 use self::object::Object;
 use self::places::Places;
+use self::record::Stale;
+use self::remove::Removals;
 use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
@@ -125,6 +132,14 @@ pub struct Core {
     client_reservations: BTreeMap<ClientId, u32>,
     /// Space that rests before it is used again, in the order of its release.
     quarantine: VecDeque<Quarantine>,
+    /// Records that may still stand although their object is gone.
+    stale: Slab<Stale>,
+    /// The same by the hashes of the keys they may speak of.
+    stale_names: HashTable<(u64, Slot<Stale>)>,
+    /// Stale records of objects that are no longer readable and still in place, by segment and offset.
+    lingering: BTreeMap<(SegmentId, u64), Slot<Stale>>,
+    /// What was removed, lest a node that was away bring it back.
+    removals: Removals,
     leases: Slab<Lease>,
     lease_ids: HashTable<Slot<Lease>>,
     /// All leases; the deadlines are in the same order.
@@ -168,6 +183,10 @@ impl Core {
             reservation_order: List::new(),
             client_reservations: BTreeMap::new(),
             quarantine: VecDeque::new(),
+            stale: Slab::new(),
+            stale_names: HashTable::new(),
+            lingering: BTreeMap::new(),
+            removals: Removals::new(),
             leases: Slab::new(),
             lease_ids: HashTable::new(),
             lease_order: List::new(),

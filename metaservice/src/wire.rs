@@ -2,9 +2,9 @@
 
 use memcache_proto::pack::{self, WireError};
 use memcache_proto::pb::{self, reply, request};
-use memcache_types::{ClientId, Epoch, Incarnation, KeyBatch, NodeId, Tier};
+use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 
-use crate::core::{Core, DrainReport, Effect, Millis, Refusal, ReserveRequest, SegmentOffer};
+use crate::core::{Core, DrainReport, Effect, JoinRequest, Millis, Refusal, ReserveRequest, SegmentOffer};
 
 /// Answers one request. Trouble with the whole request becomes a `Failure` that names it; nothing here panics on bad
 /// input. What the shell should log is added to `effects`.
@@ -84,17 +84,20 @@ fn answer(
             reply::Body::Exist(pb::ExistReply { outcomes: pack::outcomes_to_wire(&outcomes) })
         }
         request::Body::Remove(pb::Remove { keys }) => {
-            let removed = core.remove(now, &pack::keys_from_wire(keys)?, effects);
-            reply::Body::Remove(pb::RemoveReply { removed: removed.into_iter().map(u8::from).collect() })
+            reply::Body::Remove(holdings::remove(core, now, &pack::keys_from_wire(keys)?, effects))
         }
-        request::Body::RemoveAll(pb::RemoveAll {}) => {
-            reply::Body::RemoveAll(pb::RemoveAllReply { removed: core.remove_all(now, effects) })
-        }
+        request::Body::RemoveAll(pb::RemoveAll {}) => reply::Body::RemoveAll(holdings::remove_all(core, now, effects)),
         request::Body::Join(request) => reply::Body::Join(join(core, now, request, effects)?),
+        request::Body::Holdings(request) => reply::Body::Holdings(holdings::list(core, now, request, effects)?),
         request::Body::Heartbeat(pb::Heartbeat { node, incarnation }) => {
             let beat = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
             let drain = drain_state(beat.drain);
-            reply::Body::Heartbeat(pb::HeartbeatReply { joined: beat.joined, work: beat.work, drain })
+            reply::Body::Heartbeat(pb::HeartbeatReply {
+                joined: beat.joined,
+                work: beat.work,
+                drain,
+                floor: beat.floor,
+            })
         }
         request::Body::Leave(pb::Leave { node, incarnation }) => {
             core.leave(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
@@ -155,6 +158,9 @@ fn reserve(
         generations: tickets.iter().map(|ticket| ticket.generation.get()).collect(),
         ttl_ms: core.settings().reservation_ttl_ms,
         largest_bytes: found.largest_bytes,
+        records: tickets.iter().map(|ticket| ticket.record.unwrap_or(0)).collect(),
+        clear_tickets: found.clears.iter().map(|clear| clear.ticket).collect(),
+        clears: found.clears.iter().map(|clear| clear.offset).collect(),
         // One each goes without saying.
         replicas: if request.replicas > 1 { found.replicas } else { Vec::new() },
     })
@@ -187,17 +193,22 @@ fn locate(
 
 fn join(core: &mut Core, now: Millis, request: pb::Join, effects: &mut Vec<Effect>) -> Result<pb::JoinReply, Fault> {
     let offers = request.segments.into_iter().map(offer).collect::<Result<Vec<_>, Refusal>>()?;
-    let joined = core.join(
-        now,
-        (NodeId::new(request.node), Incarnation::new(request.incarnation)),
-        &request.name,
+    let request = JoinRequest {
+        node: NodeId::new(request.node),
+        incarnation: Incarnation::new(request.incarnation),
+        name: &request.name,
         offers,
-        Epoch::new(request.previous_epoch),
-        effects,
-    )?;
+        previous_epoch: Epoch::new(request.previous_epoch),
+        lists: request.lists,
+        floor: request.floor,
+    };
+    let joined = core.join(now, request, effects)?;
     Ok(pb::JoinReply {
         segments: joined.segments.iter().map(|segment| segment.get()).collect(),
         heartbeat_ms: core.settings().heartbeat_ms,
+        lists: joined.lists,
+        rest_ms: joined.rest_ms,
+        floor: joined.floor,
     })
 }
 
@@ -210,7 +221,9 @@ fn offer(segment: pb::JoinSegment) -> Result<SegmentOffer, Refusal> {
             return Err(Refusal::Value { what: "tier", value: other.into(), want: "1 (HBM), 2 (DRAM) or 3 (SSD)" });
         }
     };
-    Ok(SegmentOffer { bytes: segment.bytes, tier, descriptor: segment.descriptor.into() })
+    let pb::JoinSegment { table_offset, records, floors_offset, .. } = segment;
+    let holdings = HoldingsPlace { table_offset, records, floors_offset };
+    Ok(SegmentOffer { bytes: segment.bytes, tier, descriptor: segment.descriptor.into(), holdings })
 }
 
 fn describe(
@@ -243,6 +256,7 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
         evicted_objects: report.evicted_objects,
         evicted_bytes: report.evicted_bytes,
         uptime_ms: report.uptime_ms,
+        unrecorded: report.nodes.iter().map(|node| node.unrecorded).sum(),
         replicas: report.replicas,
         repairs_waiting: report.repairs_waiting,
         copies: report.copies,
@@ -258,6 +272,8 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
                 used_bytes: node.used_bytes,
                 objects: node.objects,
                 heartbeat_age_ms: node.heartbeat_age_ms,
+                unrecorded: node.unrecorded,
+                listing: node.listing,
                 drain: drain_state(node.drain),
             })
             .collect(),
@@ -273,6 +289,7 @@ fn drain_state(report: DrainReport) -> i32 {
     state.into()
 }
 
+mod holdings;
 mod replicas;
 #[cfg(test)]
 mod tests;

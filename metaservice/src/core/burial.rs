@@ -19,7 +19,10 @@ impl Core {
         for reservation in std::mem::take(&mut self.segments[slot].reservations) {
             let reservation = self.remove_reservation(reservation);
             self.forget_writer(reservation.entry);
+            self.forget_held(reservation.held);
         }
+        self.forget_resting(slot);
+        self.forget_table(slot);
         self.graves.push_back(slot);
     }
 

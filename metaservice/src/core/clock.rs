@@ -10,6 +10,9 @@ impl Millis {
         Self(ms)
     }
 
+    /// A time that never comes.
+    pub const NEVER: Self = Self(u64::MAX);
+
     /// Milliseconds since the origin.
     pub const fn get(self) -> u64 {
         self.0

@@ -20,6 +20,15 @@ pub enum Effect {
         /// Whether its memory rests first, because writers of an earlier life may still write to it.
         rests: bool,
     },
+    /// A node has told all that its memory holds.
+    Listed {
+        /// The node.
+        node: NodeId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// Readable objects there now.
+        objects: u64,
+    },
     /// A node's memory is no longer part of the pool.
     NodeGone {
         /// The node.

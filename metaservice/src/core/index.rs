@@ -14,7 +14,10 @@ pub(super) const CHUNK: usize = 64;
 #[derive(Debug)]
 pub(super) struct Entry {
     key: Box<[u8]>,
-    hash: u64,
+    pub(super) hash: u64,
+    /// The put that its bytes come from: the lowest generation of the tickets of that put. Means something only while
+    /// there is an object.
+    pub(super) origin: u64,
     /// The first of its replicas, which are a chain of siblings.
     pub(super) object: Option<Slot<Object>>,
     /// Live reservations, replicas wanted and marks, packed: there are many entries.
@@ -144,7 +147,7 @@ impl KeyIndex {
         if let Some(slot) = self.find_hashed(key, hash) {
             return slot;
         }
-        let slot = self.entries.insert(Entry { key: key.into(), hash, object: None, state: 0 });
+        let slot = self.entries.insert(Entry { key: key.into(), hash, origin: 0, object: None, state: 0 });
         let entries = &self.entries;
         self.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
         slot
@@ -212,7 +215,7 @@ mod tests {
         let mut index = KeyIndex::new();
         let (known, other) = (b"known".as_slice(), b"other".as_slice());
         let hash = KeyDigest::of(other).low();
-        let slot = index.entries.insert(Entry { key: known.into(), hash, object: None, state: 1 });
+        let slot = index.entries.insert(Entry { key: known.into(), hash, origin: 0, object: None, state: 1 });
         index.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
         let keys = KeyBatch::from_keys([other]).unwrap();
         assert_eq!(index.find_chunk(&keys, 0)[0], None);

@@ -65,3 +65,7 @@ pub const TICK_DRAINED_MAX: usize = 4096;
 
 /// Segments with the most free bytes that are tried before the one with the longest free run.
 pub const PLACES_TRIED_MAX: usize = 16;
+
+/// Most removed keys that are remembered, lest a node that was away bring them back. Past it, nodes that come back lose
+/// whatever is as old as the first key forgotten.
+pub const REMOVALS_MAX: usize = 1 << 16;

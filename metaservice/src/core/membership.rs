@@ -3,7 +3,7 @@
 use memcache_types::limits::{
     DESCRIPTOR_BYTES_MAX, NODE_NAME_BYTES_MAX, NODE_SEGMENTS_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN,
 };
-use memcache_types::{Epoch, Incarnation, NodeId, SegmentId, Tier};
+use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, SegmentId, Tier};
 
 use super::clock::Millis;
 use super::drain::DrainReport;
@@ -11,6 +11,7 @@ use super::effect::{Effect, GoneReason};
 use super::limits::{DEPARTED_MAX, NODES_MAX};
 use super::list::List;
 use super::node::Node;
+use super::record::Table;
 use super::refusal::Refusal;
 use super::reserve::check_count;
 use super::segment::Segment;
@@ -30,6 +31,27 @@ pub struct SegmentOffer {
     pub tier: Tier,
     /// What a peer needs to reach it; opaque here.
     pub descriptor: Box<[u8]>,
+    /// Where it writes down what it holds, behind its `bytes`.
+    pub holdings: HoldingsPlace,
+}
+
+/// A node that wants to lend memory.
+#[derive(Clone, Debug)]
+pub struct JoinRequest<'a> {
+    /// Who.
+    pub node: NodeId,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// Its name for humans.
+    pub name: &'a str,
+    /// What it lends.
+    pub offers: Vec<SegmentOffer>,
+    /// Under which life of the service its memory was last lent; 0: never.
+    pub previous_epoch: Epoch,
+    /// It will tell what its memory holds.
+    pub lists: bool,
+    /// Nothing that was put under this generation or an older one may come back.
+    pub floor: u64,
 }
 
 /// What a node is told when it has joined.
@@ -37,6 +59,12 @@ pub struct SegmentOffer {
 pub struct JoinReply {
     /// One for each offer, in order.
     pub segments: Vec<SegmentId>,
+    /// The service waits to be told what the memory holds.
+    pub lists: bool,
+    /// Until the memory may be used again.
+    pub rest_ms: u64,
+    /// Nothing that was put under this generation or an older one may come back.
+    pub floor: u64,
 }
 
 /// What a node is told that tells that it lives.
@@ -48,6 +76,8 @@ pub struct Beat {
     pub work: bool,
     /// How far it is with being emptied.
     pub drain: DrainReport,
+    /// Nothing that was put under this generation or an older one may come back.
+    pub floor: u64,
 }
 
 /// What a reader needs to know about a segment.
@@ -67,20 +97,19 @@ impl Core {
     /// A node lends memory. A newer incarnation takes the place of the present one at once; the same one with the
     /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero, or the
     /// incarnation is known) rests for one reservation time or lease, whichever is longer, because writers and readers
-    /// of that life may still use it.
+    /// of that life may still use it. If the node will tell what it holds, nothing is placed there before it has.
     pub fn join(
         &mut self,
         now: Millis,
-        (node, incarnation): (NodeId, Incarnation),
-        name: &str,
-        offers: Vec<SegmentOffer>,
-        previous_epoch: Epoch,
+        request: JoinRequest<'_>,
         effects: &mut Vec<Effect>,
     ) -> Result<JoinReply, Refusal> {
         self.advance(now, effects);
+        let JoinRequest { node, incarnation, name, offers, previous_epoch, lists, floor } = request;
         check_join(node, name, &offers)?;
         self.check_incarnation(node, incarnation)?;
         self.outlive(previous_epoch)?;
+        self.raise_floor(floor)?;
         if let Some(slot) = self.node_ids.get(&node).copied() {
             if self.nodes[slot].incarnation == incarnation {
                 return self.join_again(slot, &offers);
@@ -91,7 +120,7 @@ impl Core {
         }
         // Who comes back under the same incarnation brings the same memory, whatever the request says: it may have
         // been sent before the node was first heard of, and have come late.
-        let rests = previous_epoch.get() != 0 || self.departed.get(&node) == Some(&incarnation);
+        let rests = lists || previous_epoch.get() != 0 || self.departed.get(&node) == Some(&incarnation);
         // Readers of the former life need the rest as writers do: a new object that covers the old one in part leaves
         // the old trailer as it was.
         let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);
@@ -107,12 +136,12 @@ impl Core {
         });
         self.node_ids.insert(node, slot);
         self.next_death = self.next_death.min(self.now.plus(self.settings.node_dead_ms.into()));
-        let segments = offers.into_iter().map(|offer| self.add_segment(slot, offer, usable_from)).collect();
+        offers.into_iter().for_each(|offer| self.add_segment(slot, offer, usable_from, lists));
         effects.push(Effect::NodeJoined { node, incarnation, name: name.into(), bytes, rests });
-        Ok(JoinReply { segments })
+        Ok(self.join_reply(slot))
     }
 
-    fn add_segment(&mut self, node: Slot<Node>, offer: SegmentOffer, usable_from: Millis) -> SegmentId {
+    fn add_segment(&mut self, node: Slot<Node>, offer: SegmentOffer, usable_from: Millis, lists: bool) {
         let id = SegmentId::new(self.next_serial());
         let slot = self.segments.insert(Segment {
             id,
@@ -121,7 +150,10 @@ impl Core {
             tier: offer.tier,
             descriptor: offer.descriptor,
             space: SpaceMap::new(offer.bytes),
-            usable_from,
+            usable_from: if lists { Millis::NEVER } else { usable_from },
+            listing: lists.then_some(usable_from),
+            table: Table::new(offer.holdings),
+            unrecorded: 0,
             idle: List::new(),
             surplus: List::new(),
             idle_bytes: 0,
@@ -134,7 +166,6 @@ impl Core {
         self.segment_ids.insert(id, slot);
         self.nodes[node].segments.push(slot);
         self.open_places(slot);
-        id
     }
 
     /// The reply to a join got lost and the node asks again.
@@ -143,13 +174,37 @@ impl Core {
         let segments: Vec<&Segment> = node.segments.iter().map(|slot| &self.segments[*slot]).collect();
         let same = segments.len() == offers.len()
             && segments.iter().zip(offers).all(|(segment, offer)| {
-                (segment.bytes, segment.tier, &segment.descriptor) == (offer.bytes, offer.tier, &offer.descriptor)
+                (segment.bytes, segment.tier, &segment.descriptor, segment.table.place)
+                    == (offer.bytes, offer.tier, &offer.descriptor, offer.holdings)
             });
         if !same {
             return Err(Refusal::Changed { node: node.id, incarnation: node.incarnation });
         }
         node.heard = self.now;
-        Ok(JoinReply { segments: segments.iter().map(|segment| segment.id).collect() })
+        Ok(self.join_reply(slot))
+    }
+
+    fn join_reply(&self, slot: Slot<Node>) -> JoinReply {
+        let segments: Vec<&Segment> = self.nodes[slot].segments.iter().map(|slot| &self.segments[*slot]).collect();
+        let usable_from = |segment: &&Segment| segment.listing.unwrap_or(segment.usable_from);
+        JoinReply {
+            segments: segments.iter().map(|segment| segment.id).collect(),
+            lists: segments.iter().any(|segment| segment.listing.is_some()),
+            rest_ms: segments.iter().map(usable_from).max().map_or(0, |from| from.since(self.now)),
+            floor: self.removals.floor(),
+        }
+    }
+
+    /// A node remembers that everything up to here was removed.
+    fn raise_floor(&mut self, floor: u64) -> Result<(), Refusal> {
+        if floor > self.serial {
+            let want = "a generation that was issued";
+            return Err(Refusal::Value { what: "floor", value: floor, want });
+        }
+        if floor > self.removals.floor() {
+            self.remove_up_to(floor);
+        }
+        Ok(())
     }
 
     /// If the wall clock was set back, an earlier life of the service may have issued the ids we are about to issue:
@@ -177,13 +232,13 @@ impl Core {
     ) -> Result<Beat, Refusal> {
         self.advance(now, effects);
         self.check_incarnation(node, incarnation)?;
-        let work = self.has_work();
+        let (work, floor) = (self.has_work(), self.removals.floor());
         let Some(slot) = self.node_ids.get(&node).copied().filter(|slot| self.nodes[*slot].incarnation == incarnation)
         else {
-            return Ok(Beat { joined: false, work, drain: DrainReport::default() });
+            return Ok(Beat { joined: false, work, drain: DrainReport::default(), floor });
         };
         self.nodes[slot].heard = self.now;
-        Ok(Beat { joined: true, work, drain: self.drain_report(slot) })
+        Ok(Beat { joined: true, work, drain: self.drain_report(slot), floor })
     }
 
     /// A node takes its memory back at once. An unknown one has nothing to take.
@@ -307,6 +362,10 @@ fn check_join(node: NodeId, name: &str, offers: &[SegmentOffer]) -> Result<(), R
         limit("bytes of a segment descriptor", offer.descriptor.len(), DESCRIPTOR_BYTES_MAX)?;
         if !(SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX).contains(&offer.bytes) {
             return Err(Refusal::Value { what: "bytes of a segment", value: offer.bytes, want: "2^20 to 2^48" });
+        }
+        if offer.holdings.records > 0 && !offer.holdings.is_behind(offer.bytes) {
+            let want = "a table behind the bytes of the segment, and floors behind the table, at multiples of 64";
+            return Err(Refusal::Value { what: "table_offset", value: offer.holdings.table_offset, want });
         }
     }
     Ok(())

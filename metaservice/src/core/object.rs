@@ -6,6 +6,7 @@ use memcache_types::{Generation, extent_bytes};
 
 use super::index::Entry;
 use super::list::{Links, linked};
+use super::record::RecordSlot;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -23,6 +24,8 @@ pub(super) struct Object {
     /// `None`: its node is gone, and it is kept only for the leases that name it.
     pub(super) segment: Option<Slot<Segment>>,
     pub(super) leases: u32,
+    /// Where its record is. `None`: it has none, or it is no longer readable.
+    pub(super) record: Option<RecordSlot>,
     pub(super) offset: u64,
     pub(super) payload_bytes: u64,
     pub(super) serial: NonZeroU64,
@@ -42,4 +45,4 @@ impl Object {
     }
 }
 
-const _: () = assert!(size_of::<Option<Object>>() <= 56, "objects are kept small");
+const _: () = assert!(size_of::<Option<Object>>() <= 64, "objects are kept small");

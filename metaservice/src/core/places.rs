@@ -56,6 +56,16 @@ impl Core {
         self.reshelve(slot);
     }
 
+    /// What a segment holds is known now: it takes objects when its memory has rested.
+    pub(super) fn end_listing(&mut self, slot: Slot<Segment>, usable_from: Millis) {
+        self.places.resting.remove(&(self.segments[slot].usable_from, slot));
+        self.segments[slot].usable_from = usable_from;
+        if usable_from > self.now {
+            self.places.resting.insert((usable_from, slot));
+        }
+        self.reshelve(slot);
+    }
+
     pub(super) fn end_rests(&mut self) {
         while let Some((until, slot)) = self.places.resting.first().copied()
             && until <= self.now

@@ -1,19 +1,93 @@
-//! Objects change lists, become invisible and give their space back.
+//! Objects change lists, become invisible and give their space back; what was removed does not come back.
 
-use memcache_types::KeyBatch;
+use std::collections::{BTreeMap, VecDeque};
+
+use memcache_types::{Generation, KeyBatch, KeyDigest, SegmentId};
 
 use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::Entry;
+use super::limits::REMOVALS_MAX;
 use super::object::Object;
+use super::record::RecordAt;
 use super::slab::Slot;
 
+/// What became of a remove.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Removed {
+    /// Whether each key was readable.
+    pub removed: Vec<bool>,
+    /// Records that may speak of the keys: cleared by the caller, lest the keys come back with the next life of the
+    /// service.
+    pub records: Vec<RecordAt>,
+}
+
+/// What became of a removal of everything.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RemovedAll {
+    /// Objects that were readable.
+    pub removed: u64,
+    /// No object of this generation or an older one may come back: to be written by the caller wherever it can.
+    pub floor: Generation,
+    /// Where: segment and offset.
+    pub floors: Vec<(SegmentId, u64)>,
+}
+
+/// What was removed in this life, and up to which generation.
+#[derive(Debug)]
+pub(super) struct Removals {
+    by_hash: BTreeMap<u64, u64>,
+    order: VecDeque<(u64, u64)>,
+    /// Everything up to here was removed.
+    floor: u64,
+    /// Some removed key up to here was forgotten.
+    forgotten: u64,
+    /// Calls that removed everything.
+    turns: u64,
+}
+
+impl Removals {
+    pub(super) const fn new() -> Self {
+        Self { by_hash: BTreeMap::new(), order: VecDeque::new(), floor: 0, forgotten: 0, turns: 0 }
+    }
+
+    fn note(&mut self, hash: u64, serial: u64) {
+        self.by_hash.insert(hash, serial);
+        self.order.push_back((hash, serial));
+        if self.order.len() > REMOVALS_MAX
+            && let Some((hash, serial)) = self.order.pop_front()
+        {
+            self.forgotten = serial;
+            if self.by_hash.get(&hash) == Some(&serial) {
+                self.by_hash.remove(&hash);
+            }
+        }
+    }
+
+    /// Whether an object of this generation may have been removed.
+    pub(super) fn may_cover(&self, hash: u64, generation: u64) -> bool {
+        let own = self.by_hash.get(&hash).copied().unwrap_or(0);
+        generation <= self.floor.max(self.forgotten).max(own)
+    }
+
+    pub(super) const fn floor(&self) -> u64 {
+        self.floor
+    }
+}
+
 impl Core {
-    /// Removes keys; true where a key was readable. Reservations of the keys are untouched.
-    pub fn remove(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Vec<bool> {
+    /// Removes keys. Reservations of the keys are untouched: a put that is under way may still take effect.
+    pub fn remove(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Removed {
         self.advance(now, effects);
-        keys.iter().map(|key| self.index.find(key).is_some_and(|entry| self.remove_key(entry))).collect()
+        let mut reply = Removed { removed: Vec::with_capacity(keys.len()), records: Vec::new() };
+        for key in keys.iter() {
+            reply.removed.push(self.index.find(key).is_some_and(|entry| self.remove_key(entry)));
+            let hash = KeyDigest::of(key).low();
+            self.removals.note(hash, self.serial);
+            reply.records.extend(self.stale_records_of(hash));
+        }
+        reply
     }
 
     /// Removes all replicas of a key; whether it was readable.
@@ -30,17 +104,30 @@ impl Core {
         was_readable
     }
 
-    /// Removes every readable key; how many there were.
-    pub fn remove_all(&mut self, now: Millis, effects: &mut Vec<Effect>) -> u64 {
+    /// Removes every readable key.
+    pub fn remove_all(&mut self, now: Millis, effects: &mut Vec<Effect>) -> RemovedAll {
         self.advance(now, effects);
+        let removed = self.remove_up_to(self.serial);
+        self.removals.turns += 1;
+        let turn = self.removals.turns;
+        let tables = self.segment_ids.iter().map(|(id, slot)| (*id, self.segments[*slot].table.place));
+        let floors = tables.filter(|(_, place)| place.records > 0).map(|(id, place)| (id, place.floor_offset(turn)));
+        RemovedAll { removed, floor: Generation::new(self.serial), floors: floors.collect() }
+    }
+
+    /// Removes every readable key whose bytes come from a put of this generation or an older one, for good; how many
+    /// there were.
+    pub(super) fn remove_up_to(&mut self, floor: u64) -> u64 {
+        self.removals.floor = self.removals.floor.max(floor);
         while self.bury(usize::MAX) {}
         let count = self.readable;
-        let replicas: Vec<_> =
-            self.objects.iter().filter(|(_, object)| object.entry.is_some()).map(|(slot, _)| slot).collect();
-        for object in replicas {
+        let is_covered = |object: &Object| object.entry.is_some_and(|entry| self.index.get(entry).origin <= floor);
+        let covered: Vec<_> =
+            self.objects.iter().filter(|(_, object)| is_covered(object)).map(|(slot, _)| slot).collect();
+        for object in covered {
             self.remove_object(object);
         }
-        count
+        count - self.readable
     }
 
     /// Makes one replica invisible at once. Its space is free when nobody holds a lease on it any more.
@@ -50,6 +137,7 @@ impl Core {
             self.leave_idle(slot);
         }
         if let Some(entry) = self.objects[slot].entry {
+            self.leave_record(entry, slot);
             self.detach(entry, slot);
         }
         if !leased {
@@ -62,6 +150,24 @@ impl Core {
         let object = self.objects.remove(slot);
         if let Some(segment) = object.segment {
             self.give_run_back(segment, object.offset, object.extent_bytes());
+            let place = (self.segments[segment].id, object.offset);
+            if let Some(stale) = self.lingering.remove(&place) {
+                self.lay(stale, object.offset, object.extent_bytes());
+            }
+        }
+    }
+
+    /// An object is about to be no longer readable; its record may still stand.
+    fn leave_record(&mut self, entry: Slot<Entry>, slot: Slot<Object>) {
+        let object = &mut self.objects[slot];
+        let (Some(segment), offset, serial) = (object.segment, object.offset, object.serial.get()) else { return };
+        let Some(record) = object.record.take() else {
+            self.segments[segment].unrecorded -= 1;
+            return;
+        };
+        if !self.segments[segment].gone {
+            let stale = self.new_stale(segment, record, self.index.get(entry).hash, serial);
+            self.lingering.insert((self.segments[segment].id, offset), stale);
         }
     }
 

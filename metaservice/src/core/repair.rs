@@ -16,6 +16,7 @@ use super::list::Links;
 use super::lookup::Found;
 use super::node::Node;
 use super::object::Object;
+use super::record::Held;
 use super::refusal::Refusal;
 use super::reserve::{Reservation, Ticket};
 use super::segment::Segment;
@@ -48,6 +49,12 @@ pub struct CopyTask {
     pub key: Box<[u8]>,
     /// Replicas to copy from: any will do.
     pub sources: Vec<Found>,
+    /// Records to clear before the first byte is written, in the ticket's segment.
+    pub clears: Vec<u64>,
+    /// The put that the bytes come from, and how many replicas the key should have: for the record.
+    pub origin: u64,
+    /// See `origin`.
+    pub wanted: usize,
 }
 
 /// What there is to do for a node.
@@ -165,7 +172,8 @@ impl Core {
         let Some((segment, offset)) = self.take_spare(hand.node, extent_bytes(payload_bytes)) else { return false };
         let sources: Vec<Slot<Object>> = self.chain(entry).filter(|object| self.is_live(*object)).collect();
         let serial = self.objects[first].serial.get();
-        let ticket = self.add_reservation(Reservation {
+        let mut clears = Vec::new();
+        let reservation = Reservation {
             links: Links::new(),
             serial: NonZeroU64::MIN,
             client: hand.client,
@@ -179,7 +187,9 @@ impl Core {
             kin: serial..serial + 1,
             wanted: 1,
             copy: true,
-        });
+            held: Held::default(),
+        };
+        let ticket = self.add_reservation(reservation, |offset| clears.push(offset));
         let found = sources.iter().map(|source| self.found(*source)).collect();
         for source in &sources {
             self.add_lease(*source);
@@ -187,7 +197,9 @@ impl Core {
         hand.leased.extend(sources);
         hand.tasks -= 1;
         hand.bytes = hand.bytes.saturating_sub(payload_bytes);
-        hand.tasks_out.push(CopyTask { ticket, key: self.index.get(entry).key().into(), sources: found });
+        let known = self.index.get(entry);
+        let (key, origin, wanted) = (known.key().into(), known.origin, known.wanted());
+        hand.tasks_out.push(CopyTask { ticket, key, sources: found, clears, origin, wanted });
         true
     }
 

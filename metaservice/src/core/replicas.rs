@@ -68,6 +68,7 @@ impl Core {
         self.replicas += 1;
         if let Some(segment) = self.objects[slot].segment {
             self.segments[segment].objects += 1;
+            self.segments[segment].unrecorded += u64::from(self.objects[slot].record.is_none());
         }
     }
 

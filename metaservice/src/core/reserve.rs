@@ -17,6 +17,7 @@ use super::limits::{BATCH_NUMBERS_MAX, CLIENT_RESERVATIONS_MAX, KEYS_MAX, RESERV
 use super::list::{Links, linked};
 use super::object::Object;
 use super::place::Wish;
+use super::record::{Held, Leftover};
 use super::refusal::Refusal;
 use super::segment::Segment;
 use super::slab::Slot;
@@ -41,6 +42,8 @@ pub(super) struct Reservation {
     pub(super) wanted: u8,
     /// It copies a replica that is there.
     pub(super) copy: bool,
+    /// What it has to do with records.
+    pub(super) held: Held,
 }
 
 linked!(Reservation);
@@ -52,6 +55,7 @@ pub(super) struct Quarantine {
     pub(super) segment: SegmentId,
     pub(super) offset: u64,
     pub(super) bytes: u64,
+    pub(super) records: Leftover,
 }
 
 /// What a writer wants.
@@ -80,6 +84,17 @@ pub struct Ticket {
     pub address: GlobalAddress,
     /// What goes into the trailer.
     pub generation: Generation,
+    /// Where the object's record goes; `None`: nowhere.
+    pub record: Option<u64>,
+}
+
+/// A record that the holder of a ticket clears before it writes the first byte.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Clear {
+    /// Position of the ticket in the reply.
+    pub ticket: u32,
+    /// First byte of the record, in the ticket's segment.
+    pub offset: u64,
 }
 
 /// What became of a [`ReserveRequest`].
@@ -89,6 +104,8 @@ pub struct ReserveReply {
     pub outcomes: Vec<ReserveOutcome>,
     /// One to [`ReserveRequest::replicas`] for each key that is `Reserved`, in key order.
     pub tickets: Vec<Ticket>,
+    /// By ticket.
+    pub clears: Vec<Clear>,
     /// How many tickets each key has that is `Reserved`: fewer than asked for where fewer nodes have room.
     pub replicas: Vec<u8>,
     /// Largest payload any segment could ever hold, in bytes.
@@ -191,7 +208,7 @@ impl Core {
         let entry = self.index.find_or_insert(key);
         let first = self.serial + 1;
         for (segment, offset) in places.into_iter().flatten() {
-            reply.tickets.push(self.add_reservation(Reservation {
+            let reservation = Reservation {
                 links: Links::new(),
                 serial: NonZeroU64::MIN,
                 client,
@@ -204,19 +221,27 @@ impl Core {
                 kin: first..first + count as u64,
                 wanted: u8::try_from(request.replicas).unwrap_or(1),
                 copy: false,
-            }));
+                held: Held::default(),
+            };
+            let number = u32::try_from(reply.tickets.len()).unwrap_or(u32::MAX);
+            let clears = &mut reply.clears;
+            let ticket = self.add_reservation(reservation, |offset| clears.push(Clear { ticket: number, offset }));
+            reply.tickets.push(ticket);
         }
         reply.replicas.push(u8::try_from(count).unwrap_or(1));
         Ok(())
     }
 
-    /// Registers a reservation under a new serial, for space that was taken.
-    pub(super) fn add_reservation(&mut self, reservation: Reservation) -> Ticket {
-        let Reservation { client, entry, segment, offset, copy, .. } = reservation;
+    /// Registers a reservation under a new serial, for space that was taken; says what is to be cleared first.
+    pub(super) fn add_reservation(&mut self, reservation: Reservation, clear: impl FnMut(u64)) -> Ticket {
+        let Reservation { client, entry, segment, offset, payload_bytes, copy, .. } = reservation;
+        let held = self.hold_records(segment, offset, extent_bytes(payload_bytes));
+        self.clears_of(&held).for_each(clear);
+        let record = held.slot.map(|slot| self.record_offset(segment, slot));
         let serial = NonZeroU64::MIN.saturating_add(self.next_serial() - 1);
         let own = &mut self.segments[segment].reservations;
         let position = u32::try_from(own.len()).unwrap_or(u32::MAX);
-        let slot = self.reservations.insert(Reservation { serial, position, ..reservation });
+        let slot = self.reservations.insert(Reservation { serial, position, held, ..reservation });
         own.push(slot);
         self.index.get_mut(entry).add_writer();
         self.reservation_order.push(&mut self.reservations, slot);
@@ -229,6 +254,7 @@ impl Core {
             reservation: ReservationId::new(serial.get()),
             address: GlobalAddress::new(self.segments[segment].id, offset),
             generation: Generation::new(serial.get()),
+            record,
         }
     }
 
@@ -247,7 +273,7 @@ impl Core {
         for id in reservations {
             let outcome = match self.take_reservation(client, *id) {
                 None => SealOutcome::SealLost,
-                Some(reservation) => match self.seal_one(&reservation) {
+                Some(reservation) => match self.seal_one(reservation) {
                     Some(object) => {
                         sealed.push(object);
                         SealOutcome::Sealed
@@ -270,12 +296,20 @@ impl Core {
 
     /// The new object, in no list yet. `None`: another writer was first, or a copy is needed no longer, and the space is
     /// free again.
-    fn seal_one(&mut self, reservation: &Reservation) -> Option<Slot<Object>> {
+    fn seal_one(&mut self, mut reservation: Reservation) -> Option<Slot<Object>> {
         let entry = reservation.entry;
         self.bury_of(entry);
         self.index.get_mut(entry).remove_writer();
-        if !self.may_seal(reservation) {
-            self.give_run_back(reservation.segment, reservation.offset, extent_bytes(reservation.payload_bytes));
+        let record = self.settle_records(std::mem::take(&mut reservation.held));
+        if !self.may_seal(&reservation) {
+            let (segment, offset) = (reservation.segment, reservation.offset);
+            let bytes = extent_bytes(reservation.payload_bytes);
+            if let Some(record) = record {
+                let hash = self.index.get(entry).hash;
+                let stale = self.new_stale(segment, record, hash, reservation.serial.get());
+                self.lay(stale, offset, bytes);
+            }
+            self.give_run_back(segment, offset, bytes);
             self.end_writing(entry);
             return None;
         }
@@ -285,13 +319,16 @@ impl Core {
             sibling: None,
             segment: Some(reservation.segment),
             leases: 0,
+            record,
             offset: reservation.offset,
             payload_bytes: reservation.payload_bytes,
             serial: reservation.serial,
             used: 0,
         });
         if self.index.get(entry).object.is_none() {
-            self.index.get_mut(entry).want(reservation.wanted.into());
+            let known = self.index.get_mut(entry);
+            known.want(reservation.wanted.into());
+            known.origin = reservation.kin.start;
         }
         self.attach(entry, object);
         self.repairs.copied += u64::from(reservation.copy);
@@ -333,9 +370,11 @@ impl Core {
         check_count("reservations", reservations.len())?;
         for id in reservations {
             if let Some(reservation) = self.take_reservation(client, *id) {
-                self.forget_writer(reservation.entry);
+                let (segment, offset) = (reservation.segment, reservation.offset);
                 let bytes = extent_bytes(reservation.payload_bytes);
-                self.give_run_back(reservation.segment, reservation.offset, bytes);
+                let records = self.leave_ticket(reservation);
+                self.lay_records(records, offset, bytes);
+                self.give_run_back(segment, offset, bytes);
             }
         }
         Ok(())
@@ -377,6 +416,13 @@ impl Core {
         reservation
     }
 
+    /// A reservation that was taken out ends without a seal. What its writer may have left in the table.
+    fn leave_ticket(&mut self, reservation: Reservation) -> Leftover {
+        let hash = self.index.get(reservation.entry).hash;
+        self.forget_writer(reservation.entry);
+        self.leave_records(reservation.segment, reservation.held, hash, reservation.serial.get())
+    }
+
     pub(super) fn forget_writer(&mut self, entry: Slot<Entry>) {
         self.index.get_mut(entry).remove_writer();
         self.end_writing(entry);
@@ -388,13 +434,11 @@ impl Core {
             && self.reservations[slot].deadline <= self.now
         {
             let reservation = self.remove_reservation(slot);
-            self.forget_writer(reservation.entry);
-            self.quarantine.push_back(Quarantine {
-                until: reservation.deadline.plus(self.settings.reservation_ttl_ms.into()),
-                segment: self.segments[reservation.segment].id,
-                offset: reservation.offset,
-                bytes: extent_bytes(reservation.payload_bytes),
-            });
+            let until = reservation.deadline.plus(self.settings.reservation_ttl_ms.into());
+            let segment = self.segments[reservation.segment].id;
+            let (offset, bytes) = (reservation.offset, extent_bytes(reservation.payload_bytes));
+            let records = self.leave_ticket(reservation);
+            self.quarantine.push_back(Quarantine { until, segment, offset, bytes, records });
             count += 1;
         }
         if count > 0 {
@@ -402,15 +446,29 @@ impl Core {
         }
     }
 
+    /// Space of a segment no longer rests: its node is gone.
+    pub(super) fn forget_resting(&mut self, slot: Slot<Segment>) {
+        let id = self.segments[slot].id;
+        if !self.quarantine.iter().any(|resting| resting.segment == id) {
+            return;
+        }
+        let all = std::mem::take(&mut self.quarantine);
+        let (gone, kept): (Vec<_>, Vec<_>) = all.into_iter().partition(|resting| resting.segment == id);
+        self.quarantine = kept.into();
+        for resting in gone {
+            self.forget_leftover(resting.records);
+        }
+    }
+
     pub(super) fn end_quarantine(&mut self) {
         while let Some(front) = self.quarantine.front()
             && front.until <= self.now
         {
-            if let Some(slot) = self.segment_ids.get(&front.segment) {
-                let (slot, offset, bytes) = (*slot, front.offset, front.bytes);
-                self.give_run_back(slot, offset, bytes);
+            let Some(rested) = self.quarantine.pop_front() else { return };
+            if let Some(slot) = self.segment_ids.get(&rested.segment).copied() {
+                self.give_run_back(slot, rested.offset, rested.bytes);
+                self.lay_records(rested.records, rested.offset, rested.bytes);
             }
-            self.quarantine.pop_front();
         }
     }
 }

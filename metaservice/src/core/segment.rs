@@ -6,6 +6,7 @@ use super::clock::Millis;
 use super::list::List;
 use super::node::Node;
 use super::object::Object;
+use super::record::Table;
 use super::reserve::Reservation;
 use super::slab::Slot;
 use super::space::SpaceMap;
@@ -21,7 +22,14 @@ pub(super) struct Segment {
     pub(super) descriptor: Box<[u8]>,
     pub(super) space: SpaceMap,
     /// Nothing is placed here before: writers of an earlier life may still write.
+    /// The far end of time while its node has not told all that it holds.
     pub(super) usable_from: Millis,
+    /// Until when it rests, while its node has not told all that it holds.
+    pub(super) listing: Option<Millis>,
+    /// Where it writes down what it holds.
+    pub(super) table: Table,
+    /// Readable objects without a record, because the table was full or there is none.
+    pub(super) unrecorded: u64,
     /// Objects without leases that are the last of their key, by last use. They may be evicted.
     pub(super) idle: List<Object>,
     /// Objects without leases whose key has other replicas, by last use. They are evicted before any of `idle`.

@@ -56,6 +56,26 @@ impl SpaceMap {
         Some(offset)
     }
 
+    /// Takes exactly this run of whole lines. False: not all of it is free.
+    pub(super) fn take_at(&mut self, offset: u64, bytes: u64) -> bool {
+        debug_assert!(bytes > 0 && bytes.is_multiple_of(EXTENT_ALIGN), "extents are whole lines");
+        let Some((start, length)) = self.by_offset.range(..=offset).next_back().map(|(o, l)| (*o, *l)) else {
+            return false;
+        };
+        let (end, free_end) = (offset + bytes, start + length);
+        if end > free_end {
+            return false;
+        }
+        self.remove(start, length);
+        if start < offset {
+            self.insert(start, offset - start);
+        }
+        if end < free_end {
+            self.insert(end, free_end - end);
+        }
+        true
+    }
+
     /// Gives a taken run back.
     pub(super) fn give_back(&mut self, offset: u64, bytes: u64) {
         let (mut start, mut end) = (offset, offset + bytes);

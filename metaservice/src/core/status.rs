@@ -22,6 +22,10 @@ pub struct NodeReport {
     pub used_bytes: u64,
     /// Readable objects: replicas of keys.
     pub objects: u64,
+    /// Those of them that the node will not know any more after a restart of the service: its table is full.
+    pub unrecorded: u64,
+    /// It has not yet told all that its memory holds.
+    pub listing: bool,
     /// How far it is with being emptied.
     pub drain: DrainReport,
     /// Time since it was last heard of.
@@ -72,6 +76,8 @@ impl Core {
                     capacity_bytes: segments().map(|segment| segment.space.bytes()).sum(),
                     used_bytes: segments().map(|segment| segment.space.used_bytes()).sum(),
                     objects: segments().map(|segment| segment.objects).sum(),
+                    unrecorded: segments().map(|segment| segment.unrecorded).sum(),
+                    listing: segments().any(|segment| segment.listing.is_some()),
                     drain: self.drain_report(*slot),
                     heartbeat_age_ms: self.now.since(node.heard),
                 }

@@ -4,16 +4,20 @@
 
 mod evicting;
 mod invariants;
+mod listing;
 mod membership;
 mod model;
 mod reading;
+mod records;
 mod replicas;
 mod scopes;
 mod sequences;
 mod writing;
 
 use memcache_proto::pb::{LocateOutcome, ReserveOutcome, SealOutcome};
-use memcache_types::{ClientId, Epoch, Generation, Incarnation, KeyBatch, LeaseId, NodeId, SegmentId, Tier};
+use memcache_types::{
+    ClientId, Epoch, Generation, HoldingsPlace, Incarnation, KeyBatch, LeaseId, NodeId, SegmentId, Tier,
+};
 
 use super::*;
 
@@ -33,6 +37,28 @@ pub(super) const SETTINGS: Settings = Settings {
 
 pub(super) const ALICE: ClientId = ClientId::new(1);
 pub(super) const BOB: ClientId = ClientId::new(2);
+
+/// Records of every segment here: few enough for some tests to run out of them.
+pub(super) const RECORDS: u32 = 24;
+
+/// Where a segment of this length has its table.
+pub(super) fn place(bytes: u64) -> HoldingsPlace {
+    HoldingsPlace { table_offset: bytes.next_multiple_of(64), records: RECORDS, floors_offset: bytes + (1 << 20) }
+}
+
+/// A node that lends one segment.
+pub(super) fn join_request(node: u64, incarnation: u64, bytes: u64, before: u64) -> JoinRequest<'static> {
+    let descriptor = node.to_le_bytes().into();
+    JoinRequest {
+        node: NodeId::new(node),
+        incarnation: Incarnation::new(incarnation),
+        name: "node",
+        offers: vec![SegmentOffer { bytes, tier: Tier::Dram, descriptor, holdings: place(bytes) }],
+        previous_epoch: Epoch::new(before),
+        lists: false,
+        floor: 0,
+    }
+}
 
 /// A core, a clock and short words for what tests do with them. Invariants are checked after every call.
 pub(super) struct Pool {
@@ -63,9 +89,7 @@ impl Pool {
     }
 
     pub(super) fn join(&mut self, node: u64, incarnation: u64, bytes: u64, before: u64) -> Result<SegmentId, Refusal> {
-        let offer = SegmentOffer { bytes, tier: Tier::Dram, descriptor: node.to_le_bytes().into() };
-        let who = (NodeId::new(node), Incarnation::new(incarnation));
-        self.with(|core, now, effects| core.join(now, who, "node", vec![offer], Epoch::new(before), effects))
+        self.with(|core, now, effects| core.join(now, join_request(node, incarnation, bytes, before), effects))
             .map(|joined| joined.segments[0])
     }
 
@@ -206,7 +230,7 @@ impl Pool {
 
     pub(super) fn remove(&mut self, keys: &[&str]) -> Vec<bool> {
         let keys = batch(keys);
-        self.with(|core, now, effects| core.remove(now, &keys, effects))
+        self.with(|core, now, effects| core.remove(now, &keys, effects)).removed
     }
 
     pub(super) fn exist(&mut self, key: &str) -> LocateOutcome {

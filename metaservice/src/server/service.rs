@@ -134,6 +134,9 @@ fn log(effects: Vec<Effect>) {
             Effect::NodeJoined { node, incarnation, name, bytes, rests } => {
                 info!(%node, %incarnation, name, bytes, rests, "node joined");
             }
+            Effect::Listed { node, incarnation, objects } => {
+                info!(%node, %incarnation, objects, "node told what its memory holds");
+            }
             Effect::NodeGone { node, incarnation, name, reason: GoneReason::Left, objects } => {
                 info!(%node, %incarnation, name, objects, "node left");
             }

@@ -24,7 +24,7 @@ pub(super) fn work(
 }
 
 fn task(task: CopyTask) -> pb::CopyTask {
-    let CopyTask { ticket, key, sources } = task;
+    let CopyTask { ticket, key, sources, clears, origin, wanted } = task;
     pb::CopyTask {
         key: key.into(),
         payload_bytes: sources.first().map_or(0, |source| source.payload_bytes),
@@ -35,6 +35,10 @@ fn task(task: CopyTask) -> pb::CopyTask {
         source_segments: sources.iter().map(|source| source.address.segment().get()).collect(),
         source_offsets: sources.iter().map(|source| source.address.offset()).collect(),
         source_generations: sources.iter().map(|source| source.generation.get()).collect(),
+        record: ticket.record.unwrap_or(0),
+        clears,
+        origin,
+        wanted: u32::try_from(wanted).unwrap_or(1),
     }
 }
 

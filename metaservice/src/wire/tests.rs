@@ -30,7 +30,10 @@ fn keys() -> impl Strategy<Value = Option<pb::Keys>> {
 
 fn segment() -> impl Strategy<Value = pb::JoinSegment> {
     let bytes = prop_oneof![3 => Just(1u64 << 20), 1 => any::<u64>()];
-    (bytes, 0u32..5).prop_map(|(bytes, tier)| pb::JoinSegment { bytes, tier, descriptor: vec![1] })
+    let places = prop_oneof![3 => Just((1u64 << 20, 1u64 << 21)), 1 => (any::<u64>(), any::<u64>())];
+    (bytes, 0u32..5, places, 0u32..5).prop_map(|(bytes, tier, (table_offset, floors_offset), records)| {
+        pb::JoinSegment { bytes, tier, descriptor: vec![1], table_offset, records, floors_offset }
+    })
 }
 
 fn body() -> impl Strategy<Value = Option<request::Body>> {
@@ -41,9 +44,35 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         let preferred = vec![near; (near % 3) as usize];
         Body::Reserve(pb::Reserve { keys, payload_bytes, near, exclusive, replicas, preferred })
     });
-    let join = (number(), number(), prop::collection::vec(segment(), 0..3), number()).prop_map(
-        |(node, incarnation, segments, previous_epoch)| {
-            Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, previous_epoch })
+    let join = (number(), number(), prop::collection::vec(segment(), 0..3), number(), any::<bool>(), number());
+    let join = join.prop_map(|(node, incarnation, segments, previous_epoch, lists, floor)| {
+        Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, previous_epoch, lists, floor })
+    });
+    let claims = (numbers(), numbers(), numbers(), prop::collection::vec(0u32..6, 0..5));
+    let holdings = (number(), number(), number(), keys(), claims, any::<bool>()).prop_map(
+        |(node, incarnation, segment, keys, (offsets, payload_bytes, generations, records), done)| {
+            let mut claims = pb::Holdings {
+                node,
+                incarnation,
+                segment,
+                keys,
+                offsets,
+                payload_bytes,
+                generations,
+                records,
+                done,
+                ..pb::Holdings::default()
+            };
+            if let (true, Some(keys)) = (done, &claims.keys) {
+                let count = keys.data.len();
+                claims.offsets.resize(count, 64);
+                claims.payload_bytes.resize(count, 10);
+                claims.generations.resize(count, 3);
+                claims.origins.resize(count, 3);
+                claims.wanted.resize(count, 1);
+                claims.records.resize(count, 1);
+            }
+            Body::Holdings(claims)
         },
     );
     let pair = || (number(), number());
@@ -59,6 +88,7 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         1 => keys().prop_map(|keys| Body::Remove(pb::Remove { keys })),
         1 => Just(Body::RemoveAll(pb::RemoveAll {})),
         3 => join,
+        3 => holdings,
         1 => pair().prop_map(|(node, incarnation)| Body::Heartbeat(pb::Heartbeat { node, incarnation })),
         1 => pair().prop_map(|(node, incarnation)| Body::Leave(pb::Leave { node, incarnation })),
         1 => numbers().prop_map(|segments| Body::Describe(pb::Describe { segments })),

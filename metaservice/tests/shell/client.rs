@@ -126,8 +126,9 @@ pub(crate) fn keys(keys: &[&str]) -> Option<pb::Keys> {
 }
 
 pub(crate) fn join(node: u64, incarnation: u64) -> request::Body {
-    let segments = vec![pb::JoinSegment { bytes: 1 << 20, tier: 2, descriptor: b"here".to_vec() }];
-    request::Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, previous_epoch: 0 })
+    let segments =
+        vec![pb::JoinSegment { bytes: 1 << 20, tier: 2, descriptor: b"here".to_vec(), ..Default::default() }];
+    request::Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, ..Default::default() })
 }
 
 pub(crate) fn reserve(names: &[&str], payload_bytes: u64) -> request::Body {

@@ -22,16 +22,10 @@ fn bad_requests_are_answered_by_name_and_the_session_goes_on() {
         exclusive: false,
         ..pb::Reserve::default()
     };
-    let tier = pb::JoinSegment { bytes: 1 << 20, tier: 9, descriptor: vec![] };
-    let tiny = pb::JoinSegment { bytes: 5, tier: 2, descriptor: vec![] };
+    let tier = pb::JoinSegment { bytes: 1 << 20, tier: 9, ..Default::default() };
+    let tiny = pb::JoinSegment { bytes: 5, tier: 2, ..Default::default() };
     let join_with = |segment| {
-        request::Body::Join(pb::Join {
-            node: 1,
-            incarnation: 1,
-            name: String::new(),
-            segments: vec![segment],
-            previous_epoch: 0,
-        })
+        request::Body::Join(pb::Join { node: 1, incarnation: 1, segments: vec![segment], ..Default::default() })
     };
     for (body, named) in [
         (exist_raw(None), "keys"),

@@ -24,11 +24,13 @@
 //! | [`region`] | `RawRegion`: a bounds-checked view, and the order of trailer and payload |
 //! | [`copy`] | `gather`, `scatter`: between local pieces and a region, with the kernel that suits |
 //! | [`trailer`] | `Trailer`, `Checksum`, the geometry of an extent |
+//! | [`holdings`] | the table of what a segment holds, and its header page |
 //! | [`checksum`] | CRC-32C over pieces |
 
 pub mod checksum;
 pub mod copy;
 pub mod error;
+pub mod holdings;
 mod mapped;
 pub mod mapping;
 mod prefault;

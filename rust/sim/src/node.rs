@@ -85,13 +85,13 @@ impl Node {
 
     fn join(&self, previous_epoch: u64) -> pb::Join {
         let descriptor = [self.id().to_le_bytes(), self.incarnation.to_le_bytes()].concat();
-        let segment = pb::JoinSegment { bytes: LINES * LINE_BYTES, tier: 2, descriptor };
+        let segment = pb::JoinSegment { bytes: LINES * LINE_BYTES, tier: 2, descriptor, ..pb::JoinSegment::default() };
         pb::Join {
             node: self.id(),
             incarnation: self.incarnation,
-            name: String::new(),
             segments: vec![segment],
             previous_epoch,
+            ..pb::Join::default()
         }
     }
 

@@ -14,6 +14,7 @@
 //! | [`scatter`] | `Piece`, `ScatterList` |
 //! | [`layout`] | `BlockId`, `TensorView`, `KvLayout` |
 //! | [`status`] | `PutStatus`, `GetStatus`: the truth about one key of a call |
+//! | [`holdings`] | where a segment writes down what it holds |
 //! | [`limits`] | every bound the system promises |
 
 #![forbid(unsafe_code)]
@@ -21,6 +22,7 @@
 pub mod address;
 pub mod bytes;
 pub mod extent;
+pub mod holdings;
 pub mod ids;
 pub mod key;
 pub mod layout;
@@ -31,6 +33,7 @@ pub mod status;
 pub use address::{Extent, GlobalAddress, RangeError, Tier};
 pub use bytes::{ByteCount, ByteCountError};
 pub use extent::{extent_bytes, payload_bytes_max};
+pub use holdings::HoldingsPlace;
 pub use ids::{ClientId, Epoch, Generation, Incarnation, LeaseId, NodeId, ReservationId, SegmentId};
 pub use key::{KeyBatch, KeyDigest, KeyError};
 pub use layout::{BlockId, KvLayout, LayoutError, TensorView};

@@ -11,6 +11,7 @@ impl Core {
     /// Panics if the state contradicts itself.
     pub(super) fn check(&self) {
         self.check_space();
+        self.check_records();
         self.check_entries();
         self.check_leases();
         self.check_nodes();
@@ -59,6 +60,27 @@ impl Core {
             assert_eq!(idle.len() + leased.len(), own, "an object is in one list of its segment");
             assert_eq!(idle.iter().map(|slot| self.objects[*slot].extent_bytes()).sum::<u64>(), segment.idle_bytes);
         }
+    }
+
+    /// Every place of a table is free, or has one reason not to be.
+    fn check_records(&self) {
+        for (slot, segment) in self.segments.iter().filter(|(_, segment)| !segment.gone) {
+            let objects = self.objects.iter().filter(|(_, object)| object.segment == Some(slot));
+            let objects = objects.filter_map(|(_, object)| object.record);
+            let tickets = self.reservations.iter().filter(|(_, reservation)| reservation.segment == slot);
+            let tickets = tickets.filter_map(|(_, reservation)| reservation.held.own_slot());
+            let stale = self.stale.iter().filter(|(_, stale)| stale.segment() == slot).map(|(_, stale)| stale.slot());
+            let mut numbers: Vec<u32> = objects.chain(tickets).chain(stale).map(|slot| slot.number()).collect();
+            numbers.extend(segment.table.free_numbers());
+            numbers.sort_unstable();
+            let all: Vec<u32> = (0..segment.table.place.records).collect();
+            assert_eq!(numbers, all, "places of the table");
+            let unrecorded = self.objects.iter().filter(|(_, object)| {
+                object.segment == Some(slot) && object.entry.is_some() && object.record.is_none()
+            });
+            assert_eq!(unrecorded.count() as u64, segment.unrecorded);
+        }
+        self.check_stale();
     }
 
     fn check_entries(&self) {

@@ -166,13 +166,17 @@ fn describe_leaves_out_what_is_gone() {
 fn offers_out_of_bounds_are_refused_by_name() {
     let mut pool = Pool::new(&[]);
     let mut join = |node: u64, name: &str, offers: Vec<SegmentOffer>| {
-        let who = (NodeId::new(node), Incarnation::new(1));
-        pool.with(|core, now, effects| core.join(now, who, name, offers, Epoch::new(0), effects))
-            .unwrap_err()
-            .to_string()
+        let request = JoinRequest { name, offers, ..join_request(node, 1, MIB, 0) };
+        pool.with(|core, now, effects| core.join(now, request, effects)).unwrap_err().to_string()
     };
-    let offer =
-        |bytes, descriptor: usize| SegmentOffer { bytes, tier: Tier::Dram, descriptor: vec![0; descriptor].into() };
+    let offer = |bytes, descriptor: usize| SegmentOffer {
+        bytes,
+        tier: Tier::Dram,
+        descriptor: vec![0; descriptor].into(),
+        holdings: HoldingsPlace::default(),
+    };
+    let holdings = HoldingsPlace { table_offset: MIB - 64, records: 1, floors_offset: 2 * MIB };
+    assert!(join(1, "", vec![SegmentOffer { holdings, ..offer(MIB, 0) }]).contains("table_offset = 1048512"));
     assert!(join(0, "", vec![]).contains("node = 0"));
     assert!(join(1, &"x".repeat(257), vec![]).contains("node name"));
     assert!(join(1, "", vec![offer(MIB, 4097)]).contains("descriptor"));
@@ -183,10 +187,9 @@ fn offers_out_of_bounds_are_refused_by_name() {
 #[test]
 fn a_node_may_lend_several_segments() {
     let mut pool = Pool::new(&[]);
-    let offer = |bytes| SegmentOffer { bytes, tier: Tier::Dram, descriptor: Box::default() };
-    let who = (NodeId::new(1), Incarnation::new(1));
-    let offers = vec![offer(MIB), offer(2 * MIB)];
-    let joined = pool.with(|core, now, effects| core.join(now, who, "n", offers, Epoch::new(0), effects)).unwrap();
+    let offer = |bytes| join_request(1, 1, bytes, 0).offers.remove(0);
+    let request = JoinRequest { offers: vec![offer(MIB), offer(2 * MIB)], ..join_request(1, 1, MIB, 0) };
+    let joined = pool.with(|core, now, effects| core.join(now, request, effects)).unwrap();
     let larger = pool.put(&["a"], MIB + 1)[0];
     assert_eq!(larger.address.segment(), joined.segments[1]);
     assert_eq!(pool.put(&["b"], MIB - 64)[0].address.segment(), joined.segments[0]);

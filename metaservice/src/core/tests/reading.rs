@@ -89,8 +89,8 @@ fn remove_all_takes_every_readable_key_and_no_reservation() {
     pool.put(&["a", "b"], 10);
     pool.locate(BOB, &["b"]);
     let ticket = pool.ticket(ALICE, "w", 10);
-    assert_eq!(pool.with(Core::remove_all), 2);
-    assert_eq!(pool.with(Core::remove_all), 0);
+    assert_eq!(pool.with(Core::remove_all).removed, 2);
+    assert_eq!(pool.with(Core::remove_all).removed, 0);
     assert!(!pool.is_there("a") && !pool.is_there("b"));
     assert_eq!(pool.seal(ALICE, &[ticket]), [Sealed]);
 }

@@ -109,11 +109,11 @@ impl Both {
             }
             Step::Remove { keys } => {
                 let keys = names(&keys);
-                let removed = self.pool.with(|core, now, effects| core.remove(now, &batch(&keys), effects));
+                let removed = self.pool.with(|core, now, effects| core.remove(now, &batch(&keys), effects)).removed;
                 assert_eq!(removed, keys.iter().map(|key| self.model.remove(key)).collect::<Vec<_>>());
             }
             Step::RemoveAll => {
-                let removed = self.pool.with(Core::remove_all);
+                let removed = self.pool.with(Core::remove_all).removed;
                 let keys: Vec<String> = self.model.readable.keys().cloned().collect();
                 assert_eq!(removed, keys.iter().filter(|key| self.model.remove(key)).count() as u64);
             }

@@ -1,0 +1,195 @@
+//! Nodes tell what their memory holds: after a restart of the service, after a partition, after a restart of theirs.
+
+use std::num::NonZeroU64;
+
+use memcache_types::limits::{EXTENT_ALIGN, OBJECT_BYTES_MAX};
+use memcache_types::{Incarnation, KeyBatch, KeyDigest, NodeId, SegmentId, extent_bytes};
+
+use super::Core;
+use super::clock::Millis;
+use super::effect::Effect;
+use super::limits::KEYS_MAX;
+use super::list::Links;
+use super::object::Object;
+use super::refusal::Refusal;
+use super::segment::Segment;
+use super::slab::Slot;
+
+/// Some of what a segment holds. The arrays run parallel to the keys.
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings<'a> {
+    /// Whose.
+    pub node: NodeId,
+    /// In which life.
+    pub incarnation: Incarnation,
+    /// The segment.
+    pub segment: SegmentId,
+    /// The keys, those written first before the others.
+    pub keys: &'a KeyBatch,
+    /// First bytes.
+    pub offsets: &'a [u64],
+    /// Lengths of the payloads.
+    pub payload_bytes: &'a [u64],
+    /// What the trailers say.
+    pub generations: &'a [u64],
+    /// Generations of the puts that the bytes come from.
+    pub origins: &'a [u64],
+    /// How many replicas the keys should have.
+    pub wanted: &'a [u32],
+    /// Places of the records in the table.
+    pub records: &'a [u32],
+    /// This was all, and the node has cleared every other record of its table: the segment may be used when it has rested.
+    pub done: bool,
+}
+
+/// What became of [`Holdings`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Listed {
+    /// Whether each is readable now, just as it was listed. The node clears the records of the others.
+    pub kept: Vec<bool>,
+}
+
+/// One object as listed.
+struct Claim<'a> {
+    key: &'a [u8],
+    offset: u64,
+    payload_bytes: u64,
+    serial: NonZeroU64,
+    origin: u64,
+    wanted: u32,
+    record: u32,
+}
+
+impl Core {
+    /// Takes up what a node says its memory holds. Each claim is judged alone and none is trusted: one that reaches
+    /// beyond the segment, meets another, names an impossible generation or a removed object is refused. Of two objects
+    /// of one key that do not come from the same put the later put one stays. The same claim again has the same answer.
+    pub fn take_holdings(
+        &mut self,
+        now: Millis,
+        holdings: &Holdings<'_>,
+        effects: &mut Vec<Effect>,
+    ) -> Result<Listed, Refusal> {
+        self.advance(now, effects);
+        let count = holdings.keys.len();
+        let numbers = [holdings.offsets, holdings.payload_bytes, holdings.generations, holdings.origins];
+        let lengths = numbers.map(<[u64]>::len).into_iter().chain([holdings.wanted.len(), holdings.records.len()]);
+        if let Some(found) = lengths.into_iter().find(|found| *found != count) {
+            return Err(Refusal::Length { what: "the arrays of the holdings", found, want: count });
+        }
+        let Some(slot) = self.lent_segment(holdings)? else {
+            return Ok(Listed { kept: vec![false; count] });
+        };
+        let mut kept = Vec::with_capacity(count);
+        for (at, key) in holdings.keys.iter().enumerate() {
+            let serial = NonZeroU64::new(holdings.generations[at]);
+            let claim = serial.map(|serial| Claim {
+                key,
+                offset: holdings.offsets[at],
+                payload_bytes: holdings.payload_bytes[at],
+                serial,
+                origin: holdings.origins[at],
+                wanted: holdings.wanted[at],
+                record: holdings.records[at],
+            });
+            kept.push(claim.is_some_and(|claim| self.take_claim(slot, &claim)));
+        }
+        if holdings.done
+            && let Some(rest_until) = self.segments[slot].listing.take()
+        {
+            self.end_listing(slot, rest_until);
+            let (node, objects) = (holdings.node, self.segments[slot].objects);
+            effects.push(Effect::Listed { node, incarnation: holdings.incarnation, objects });
+        }
+        Ok(Listed { kept })
+    }
+
+    /// The segment if it is this node's.
+    fn lent_segment(&mut self, holdings: &Holdings<'_>) -> Result<Option<Slot<Segment>>, Refusal> {
+        let (node, claimed) = (holdings.node, holdings.incarnation);
+        self.check_incarnation(node, claimed)?;
+        let Some(slot) = self.segment_ids.get(&holdings.segment).copied() else { return Ok(None) };
+        let owner = &mut self.nodes[self.segments[slot].node];
+        if (owner.id, owner.incarnation) != (node, claimed) {
+            return Ok(None);
+        }
+        owner.heard = self.now;
+        Ok(Some(slot))
+    }
+
+    fn take_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {
+        let entry = self.index.find(claim.key).filter(|entry| self.bury_of(*entry));
+        if let Some(entry) = entry {
+            if let Some(same) = self.chain(entry).find(|slot| self.objects[*slot].serial == claim.serial) {
+                let object = &self.objects[same];
+                return (object.segment, object.offset) == (Some(segment), claim.offset)
+                    && object.record.is_some_and(|record| record.number() == claim.record);
+            }
+            let known = self.index.get(entry);
+            let node = self.segments[segment].node;
+            if known.object.is_some() && (known.origin > claim.origin || self.holds(node, entry)) {
+                return false;
+            }
+        }
+        let is_new_key = entry.is_none();
+        if !self.is_sound(segment, claim) || (is_new_key && self.index.len() >= KEYS_MAX) {
+            return false;
+        }
+        let hash = entry.map_or_else(|| KeyDigest::of(claim.key).low(), |entry| self.index.get(entry).hash);
+        let bytes = extent_bytes(claim.payload_bytes);
+        if self.removals.may_cover(hash, claim.origin) || !self.segments[segment].space.take_at(claim.offset, bytes) {
+            return false;
+        }
+        self.insert_claim(segment, claim);
+        true
+    }
+
+    fn is_sound(&self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {
+        let lent = &self.segments[segment];
+        let bytes = extent_bytes(claim.payload_bytes);
+        lent.listing.is_some()
+            && claim.serial.get() <= self.serial
+            && claim.origin != 0
+            && claim.origin <= claim.serial.get()
+            && claim.payload_bytes <= OBJECT_BYTES_MAX
+            && claim.offset.is_multiple_of(EXTENT_ALIGN)
+            && claim.offset.checked_add(bytes).is_some_and(|end| end <= lent.space.bytes())
+            && claim.record < lent.table.place.records
+            && !lent.table.is_claimed(claim.record)
+    }
+
+    fn insert_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) {
+        let entry = self.index.find_or_insert(claim.key);
+        let older: Vec<_> = match self.index.get(entry) {
+            known if known.object.is_some() && known.origin < claim.origin => self.chain(entry).collect(),
+            _ => Vec::new(),
+        };
+        // The key stays known meanwhile.
+        self.index.get_mut(entry).add_writer();
+        for object in older {
+            self.remove_object(object);
+        }
+        self.index.get_mut(entry).remove_writer();
+        if self.index.get(entry).object.is_none() {
+            let known = self.index.get_mut(entry);
+            known.origin = claim.origin;
+            known.want(claim.wanted as usize);
+        }
+        let object = self.objects.insert(Object {
+            links: Links::new(),
+            entry: None,
+            sibling: None,
+            segment: Some(segment),
+            leases: 0,
+            record: self.segments[segment].table.claim(claim.record),
+            offset: claim.offset,
+            payload_bytes: claim.payload_bytes,
+            serial: claim.serial,
+            used: 0,
+        });
+        self.attach(entry, object);
+        // Listed from the first to the last written: that stands for the order of use, which nobody knows any more.
+        self.make_idle(object);
+        self.settle(entry);
+    }
+}

@@ -1,0 +1,485 @@
+//! What a segment holds, written in the segment: a table of records, and one page about the segment itself.
+//!
+//! Where they are is [`memcache_types::holdings`]'s affair; here is what stands in them. Every part is an extent with a
+//! trailer and written as one: nothing half written is ever taken for a whole.
+//!
+//! | bytes of the header page | |
+//! |---|---|
+//! | 0..512 | what the segment is: [`Identity`] |
+//! | 512..576 | life of the `MetaService` that it was lent under last |
+//! | 576..640 | newest incarnation that lent it |
+//! | 1024..2048 | floors |
+
+use std::collections::HashMap;
+
+use memcache_types::holdings::{FLOORS, RECORD_BYTES, RECORD_HEAD_BYTES, RECORDS_MAX};
+use memcache_types::limits::{EXTENT_ALIGN, KEY_BYTES_MAX, OBJECT_BYTES_MAX, TRAILER_BYTES};
+use memcache_types::{Generation, HoldingsPlace, KeyDigest, extent_bytes};
+
+use crate::checksum::checksum_bytes;
+use crate::region::RawRegion;
+use crate::trailer::{Checksum, Trailer};
+
+/// Length of the header page.
+pub const HEADER_BYTES: u64 = 4096;
+const FLOORS_AT: u64 = 1024;
+const IDENTITY_BYTES: u64 = 512;
+const EPOCH_AT: u64 = 512;
+const INCARNATION_AT: u64 = 576;
+
+const MAGIC: [u8; 8] = *b"MEMCACHE";
+const VERSION: u32 = 1;
+
+/// Lent bytes for which there is one record unless told otherwise.
+const BYTES_A_RECORD: u64 = 64 << 10;
+/// Records of a small segment, as far as they fit objects of 4 KiB.
+const RECORDS_FLOOR: u64 = 1024;
+
+/// How a segment is divided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Bytes that objects may take, from the start.
+    pub lent_bytes: u64,
+    /// Table and floors.
+    pub place: HoldingsPlace,
+    /// All of it. The header page is its end.
+    pub region_bytes: u64,
+}
+
+impl Shape {
+    /// The shape of a segment that lends `lent_bytes` bytes and writes down up to `records` objects (0: one for every
+    /// 64 KiB, and 1,024 for small segments), in whole pages of `page_bytes` bytes.
+    pub fn new(lent_bytes: u64, records: u32, page_bytes: u64) -> Self {
+        let usual = (lent_bytes / BYTES_A_RECORD).max(RECORDS_FLOOR.min(lent_bytes / 4096));
+        let records = if records == 0 { u32::try_from(usual).unwrap_or(RECORDS_MAX) } else { records };
+        let records = records.min(RECORDS_MAX);
+        let table_offset = lent_bytes.saturating_add(HEADER_BYTES - 1) / HEADER_BYTES * HEADER_BYTES;
+        let needed = table_offset + u64::from(records) * RECORD_BYTES + HEADER_BYTES;
+        let region_bytes = needed.next_multiple_of(page_bytes.max(HEADER_BYTES));
+        let floors_offset = region_bytes - HEADER_BYTES + FLOORS_AT;
+        Self { lent_bytes, place: HoldingsPlace { table_offset, records, floors_offset }, region_bytes }
+    }
+
+    fn header(&self) -> u64 {
+        self.region_bytes - HEADER_BYTES
+    }
+}
+
+/// What a segment says about itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// How it is divided.
+    pub shape: Shape,
+    /// The node that lends it, over all its lives.
+    pub node: u64,
+}
+
+/// Why the end of some memory is no header page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NotASegment {
+    /// Nothing stands there.
+    Blank,
+    /// Something else does.
+    Foreign,
+    /// Written by another version of this software.
+    Version(u32),
+}
+
+/// One object that a table names and that is there, whole as far as trailers can tell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holding {
+    /// Place in the table.
+    pub record: u32,
+    /// First byte of the object.
+    pub offset: u64,
+    /// Length of its payload.
+    pub payload_bytes: u64,
+    /// Which writing.
+    pub generation: Generation,
+    /// The put that its bytes come from: the lowest generation of the tickets of that put.
+    pub origin: Generation,
+    /// How many replicas its key should have.
+    pub wanted: u32,
+    /// Its key.
+    pub key: Box<[u8]>,
+}
+
+/// What a writer puts into a record beside the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RecordHead {
+    /// First byte of the object.
+    pub offset: u64,
+    /// Length of its payload.
+    pub payload_bytes: u64,
+    /// The put that its bytes come from: the lowest generation of the tickets of that put.
+    pub origin: Generation,
+    /// How many replicas its key should have.
+    pub wanted: u32,
+}
+
+/// The payload of a record.
+pub fn record_payload(head: &RecordHead, key: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(RECORD_HEAD_BYTES + key.len());
+    for number in [head.offset, head.payload_bytes, head.origin.get(), u64::from(head.wanted)] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    bytes.extend_from_slice(key);
+    bytes
+}
+
+/// The trailer of a record with this payload.
+pub fn record_trailer(payload: &[u8], digest: KeyDigest, generation: Generation) -> Trailer {
+    let checksum = Checksum::Crc32c(checksum_bytes(payload));
+    Trailer { digest, generation, payload_bytes: payload.len() as u64, checksum }
+}
+
+/// The trailer that is a floor: nothing of this generation or an older one may come back.
+pub fn floor_trailer(generation: Generation) -> Trailer {
+    mark(generation.get())
+}
+
+/// An extent that is only a number. No number of ours is 0, which a trailer cannot carry.
+fn mark(number: u64) -> Trailer {
+    let generation = Generation::new(number.max(1));
+    Trailer { digest: KeyDigest::from_u128(0), generation, payload_bytes: 0, checksum: Checksum::None }
+}
+
+/// The table and the header page of one mapped segment.
+#[derive(Clone, Copy, Debug)]
+pub struct Holdings<'a> {
+    region: RawRegion<'a>,
+    shape: Shape,
+}
+
+impl<'a> Holdings<'a> {
+    /// Those of a segment of this shape. `None`: the region is shorter.
+    pub fn new(region: RawRegion<'a>, shape: Shape) -> Option<Self> {
+        (shape.region_bytes <= region.bytes() && shape.place.is_behind(shape.lent_bytes))
+            .then_some(Self { region, shape })
+    }
+
+    /// Writes down what the segment is.
+    pub fn write_identity(&self, node: u64) {
+        let mut payload = Vec::with_capacity(64);
+        payload.extend_from_slice(&MAGIC);
+        payload.extend_from_slice(&VERSION.to_le_bytes());
+        payload.extend_from_slice(&self.shape.place.records.to_le_bytes());
+        for number in [self.shape.lent_bytes, self.shape.place.table_offset, self.shape.region_bytes, node] {
+            payload.extend_from_slice(&number.to_le_bytes());
+        }
+        if let Some(extent) = self.extent(self.shape.header(), IDENTITY_BYTES) {
+            extent.retract_trailer();
+            extent.write_from(&payload);
+            let trailer = record_trailer(&payload, KeyDigest::of(&MAGIC), Generation::new(1));
+            extent.publish_trailer(&trailer.encode());
+        }
+    }
+
+    /// Newest life of the `MetaService` that the memory was lent under; 0: never lent.
+    pub fn epoch(&self) -> u64 {
+        self.number(self.shape.header() + EPOCH_AT)
+    }
+
+    /// Notes the life of the `MetaService` that the memory is lent under.
+    pub fn set_epoch(&self, epoch: u64) {
+        self.set_number(self.shape.header() + EPOCH_AT, epoch);
+    }
+
+    /// Newest incarnation that lent the memory; 0: none.
+    pub fn incarnation(&self) -> u64 {
+        self.number(self.shape.header() + INCARNATION_AT)
+    }
+
+    /// Notes the incarnation that lends the memory.
+    pub fn set_incarnation(&self, incarnation: u64) {
+        self.set_number(self.shape.header() + INCARNATION_AT, incarnation);
+    }
+
+    /// Nothing of this generation or an older one may come back; 0: no such bound.
+    pub fn floor(&self) -> u64 {
+        let floors = (0..u64::from(FLOORS)).map(|turn| self.number(self.shape.place.floor_offset(turn)));
+        floors.max().unwrap_or(0)
+    }
+
+    /// Raises the floor.
+    pub fn raise_floor(&self, floor: u64) {
+        if floor > self.floor() {
+            // The lowest one gives way: the others may be newer than what we were told.
+            let lowest = (0..u64::from(FLOORS)).min_by_key(|turn| self.number(self.shape.place.floor_offset(*turn)));
+            self.set_number(self.shape.place.floor_offset(lowest.unwrap_or(0)), floor);
+        }
+    }
+
+    /// Every object that is recorded and there, oldest writing first, and clears every other record. Of objects that
+    /// meet, the later written one stays: its writer came last.
+    pub fn scan(&self) -> Vec<Holding> {
+        let floor = self.floor();
+        let mut found: Vec<Holding> = Vec::new();
+        for record in 0..self.shape.place.records {
+            match self.read(record) {
+                Some(holding) if holding.origin.get() > floor && self.is_there(&holding) => found.push(holding),
+                Some(_) => self.clear(record),
+                None => {}
+            }
+        }
+        let mut kept = without_overlaps(found, |record| self.clear(record));
+        kept.sort_unstable_by_key(|holding| holding.generation);
+        kept
+    }
+
+    /// Clears every record that is not of this writing: place in the table to generation.
+    pub fn keep_only(&self, kept: &HashMap<u32, Generation>) {
+        for record in 0..self.shape.place.records {
+            let found = self.record(record).and_then(|extent| Trailer::decode(&extent.load_trailer()));
+            if let Some(found) = found
+                && kept.get(&record) != Some(&found.generation)
+            {
+                self.clear(record);
+            }
+        }
+    }
+
+    /// Takes a record away.
+    pub fn clear(&self, record: u32) {
+        if let Some(extent) = self.record(record) {
+            extent.retract_trailer();
+        }
+    }
+
+    fn read(&self, record: u32) -> Option<Holding> {
+        let extent = self.record(record)?;
+        Trailer::decode(&extent.load_trailer())?;
+        let mut bytes = [0; (RECORD_BYTES - TRAILER_BYTES) as usize];
+        extent.read_into(&mut bytes);
+        // Looked at again behind the payload: a writer may be at work.
+        let trailer = Trailer::decode(&extent.load_trailer())?;
+        let length = usize::try_from(trailer.payload_bytes).ok()?;
+        if !(RECORD_HEAD_BYTES + 1..=RECORD_HEAD_BYTES + KEY_BYTES_MAX).contains(&length) {
+            return None;
+        }
+        let payload = &bytes[..length];
+        let (head, key) = payload.split_at(RECORD_HEAD_BYTES);
+        let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| head[at + index]));
+        let is_sound = trailer == record_trailer(payload, KeyDigest::of(key), trailer.generation);
+        is_sound.then(|| Holding {
+            record,
+            offset: number(0),
+            payload_bytes: number(8),
+            generation: trailer.generation,
+            origin: Generation::new(number(16)),
+            wanted: u32::try_from(number(24)).unwrap_or(1),
+            key: key.into(),
+        })
+    }
+
+    /// Whether the object that a record speaks of stands where it says.
+    fn is_there(&self, holding: &Holding) -> bool {
+        let bytes = extent_bytes(holding.payload_bytes);
+        let is_inside = holding.payload_bytes <= OBJECT_BYTES_MAX
+            && holding.offset.is_multiple_of(EXTENT_ALIGN)
+            && holding.offset.checked_add(bytes).is_some_and(|end| end <= self.shape.lent_bytes);
+        let extent = if is_inside { self.extent(holding.offset, bytes) } else { None };
+        extent.and_then(|extent| Trailer::decode(&extent.load_trailer())).is_some_and(|found| {
+            (found.generation, found.payload_bytes, found.digest)
+                == (holding.generation, holding.payload_bytes, KeyDigest::of(&holding.key))
+        })
+    }
+
+    fn record(&self, record: u32) -> Option<RawRegion<'a>> {
+        self.extent(self.shape.place.record_offset(record), RECORD_BYTES)
+    }
+
+    fn extent(&self, offset: u64, bytes: u64) -> Option<RawRegion<'a>> {
+        self.region.sub(offset, bytes).ok()
+    }
+
+    fn number(&self, offset: u64) -> u64 {
+        let found = self.extent(offset, TRAILER_BYTES).and_then(|extent| Trailer::decode(&extent.load_trailer()));
+        found.map_or(0, |found| found.generation.get())
+    }
+
+    fn set_number(&self, offset: u64, number: u64) {
+        if let Some(extent) = self.extent(offset, TRAILER_BYTES) {
+            extent.retract_trailer();
+            extent.publish_trailer(&mark(number).encode());
+        }
+    }
+}
+
+/// What the end of some memory says about it.
+///
+/// # Errors
+/// [`NotASegment`] saying what stands there instead.
+pub fn identity(region: RawRegion<'_>) -> Result<Identity, NotASegment> {
+    let header = region.bytes().checked_sub(HEADER_BYTES).ok_or(NotASegment::Blank)?;
+    let extent = region.sub(header, IDENTITY_BYTES).map_err(|_| NotASegment::Blank)?;
+    let mut bytes = [0; (IDENTITY_BYTES - TRAILER_BYTES) as usize];
+    extent.read_into(&mut bytes);
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Err(NotASegment::Blank);
+    }
+    if bytes[..8] != MAGIC {
+        return Err(NotASegment::Foreign);
+    }
+    let word = |at: usize| u32::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
+    let number = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
+    if word(8) != VERSION {
+        return Err(NotASegment::Version(word(8)));
+    }
+    let trailer = record_trailer(&bytes[..48], KeyDigest::of(&MAGIC), Generation::new(1));
+    if Trailer::decode(&extent.load_trailer()) != Some(trailer) {
+        return Err(NotASegment::Foreign);
+    }
+    let (records, lent_bytes, region_bytes) = (word(12), number(16), number(32));
+    let place = HoldingsPlace { table_offset: number(24), records, floors_offset: header + FLOORS_AT };
+    if region_bytes != region.bytes() || !place.is_behind(lent_bytes) {
+        return Err(NotASegment::Foreign);
+    }
+    Ok(Identity { shape: Shape { lent_bytes, place, region_bytes }, node: number(40) })
+}
+
+/// Leaves out whatever meets a later written object.
+fn without_overlaps(mut found: Vec<Holding>, mut drop: impl FnMut(u32)) -> Vec<Holding> {
+    found.sort_unstable_by_key(|holding| holding.offset);
+    let mut kept: Vec<Holding> = Vec::with_capacity(found.len());
+    for holding in found {
+        let mut is_newest = true;
+        while let Some(last) = kept.last()
+            && last.offset + extent_bytes(last.payload_bytes) > holding.offset
+        {
+            if last.generation > holding.generation {
+                is_newest = false;
+                break;
+            }
+            drop(last.record);
+            kept.pop();
+        }
+        if is_newest {
+            kept.push(holding);
+        } else {
+            drop(holding.record);
+        }
+    }
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::segment::{Segment, SegmentOptions};
+
+    const LENT: u64 = 1 << 20;
+
+    fn segment(shape: Shape) -> Segment {
+        Segment::create(shape.region_bytes, &SegmentOptions { huge_pages: false, prefault: false }).unwrap()
+    }
+
+    /// Writes an object's trailer and its record, as a client does.
+    fn write(holdings: &Holdings<'_>, record: u32, offset: u64, payload_bytes: u64, generation: u64, key: &[u8]) {
+        let (digest, generation) = (KeyDigest::of(key), Generation::new(generation));
+        let object = holdings.extent(offset, extent_bytes(payload_bytes)).unwrap();
+        let trailer = Trailer { digest, generation, payload_bytes, checksum: Checksum::None };
+        object.publish_trailer(&trailer.encode());
+        let head = RecordHead { offset, payload_bytes, origin: generation, wanted: 1 };
+        let payload = record_payload(&head, key);
+        let extent = holdings.record(record).unwrap();
+        extent.write_from(&payload);
+        extent.publish_trailer(&record_trailer(&payload, digest, generation).encode());
+    }
+
+    #[test]
+    fn shapes_hold_what_they_promise() {
+        for (lent, records, page) in [(LENT, 0, 1), (LENT + 1, 7, 4096), (1 << 30, 0, 2 << 20), (5 << 20, 100_000, 1)] {
+            let shape = Shape::new(lent, records, page);
+            assert!(shape.place.is_behind(lent), "{shape:?}");
+            assert!(shape.region_bytes.is_multiple_of(page.max(4096)));
+            assert!(records == 0 || shape.place.records == records);
+        }
+        assert_eq!(Shape::new(1 << 30, 0, 1).place.records, 1 << 14);
+        assert_eq!(Shape::new(64 << 20, 0, 1).place.records, 1024);
+        assert_eq!(Shape::new(LENT, 0, 1).place.records, 256);
+    }
+
+    #[test]
+    fn a_segment_knows_who_it_is_and_other_memory_is_no_segment() {
+        let shape = Shape::new(LENT, 10, 1);
+        let memory = segment(shape);
+        assert_eq!(identity(memory.region()), Err(NotASegment::Blank));
+        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        holdings.write_identity(77);
+        assert_eq!(identity(memory.region()), Ok(Identity { shape, node: 77 }));
+        let header = memory.region().sub(shape.header(), 16).unwrap();
+        let mut bytes = [0; 16];
+        header.read_into(&mut bytes);
+        bytes[8] += 1;
+        header.write_from(&bytes);
+        assert_eq!(identity(memory.region()), Err(NotASegment::Version(2)));
+        bytes[8] -= 1;
+        bytes[12] += 1;
+        header.write_from(&bytes);
+        assert_eq!(identity(memory.region()), Err(NotASegment::Foreign), "a changed number");
+        header.write_from(&[7; 16]);
+        assert_eq!(identity(memory.region()), Err(NotASegment::Foreign));
+    }
+
+    #[test]
+    fn numbers_of_the_header_are_kept_apart_and_floors_only_rise() {
+        let shape = Shape::new(LENT, 10, 1);
+        let memory = segment(shape);
+        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        assert_eq!((holdings.epoch(), holdings.incarnation(), holdings.floor()), (0, 0, 0));
+        holdings.set_epoch(5);
+        holdings.set_incarnation(6);
+        for floor in [9, 30, 20] {
+            holdings.raise_floor(floor);
+        }
+        for floor in 31..70 {
+            holdings.raise_floor(floor);
+        }
+        assert_eq!((holdings.epoch(), holdings.incarnation(), holdings.floor()), (5, 6, 69));
+    }
+
+    #[test]
+    fn only_whole_objects_above_the_floor_are_found_oldest_first() {
+        let shape = Shape::new(LENT, 32, 1);
+        let memory = segment(shape);
+        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        write(&holdings, 0, 0, 100, 9, b"newer");
+        write(&holdings, 5, 4096, 5000, 7, &[0; KEY_BYTES_MAX]);
+        write(&holdings, 6, 16384, 0, 8, b"empty");
+        write(&holdings, 7, 20480, 10, 3, b"below the floor");
+        write(&holdings, 8, 24576, 10, 10, b"retracted");
+        holdings.extent(24576, 128).unwrap().retract_trailer();
+        write(&holdings, 9, 28672, 10, 11, b"written over");
+        write(&holdings, 10, 28672, 10, 12, b"writer");
+        write(&holdings, 11, LENT, 10, 13, b"beyond");
+        write(&holdings, 12, 32768, 10, 14, b"torn");
+        holdings.record(12).unwrap().write_from(&[1]);
+        holdings.raise_floor(3);
+        let found = holdings.scan();
+        let generations: Vec<u64> = found.iter().map(|holding| holding.generation.get()).collect();
+        assert_eq!(generations, [7, 8, 9, 12]);
+        assert_eq!((found[0].record, found[0].offset, found[0].payload_bytes), (5, 4096, 5000));
+        assert_eq!(*found[0].key, [0; KEY_BYTES_MAX]);
+        assert_eq!(holdings.read(8), None, "what is not there is cleared");
+        let kept = HashMap::from([(5, Generation::new(7)), (0, Generation::new(8))]);
+        holdings.keep_only(&kept);
+        let left: Vec<u32> = holdings.scan().iter().map(|holding| holding.record).collect();
+        assert_eq!(left, [5]);
+    }
+
+    #[test]
+    fn of_objects_that_meet_the_later_written_one_stays() {
+        let shape = Shape::new(LENT, 32, 1);
+        let memory = segment(shape);
+        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        // The trailers do not touch: only the payloads do.
+        write(&holdings, 0, 0, 1000, 5, b"old");
+        write(&holdings, 1, 0, 100, 6, b"new");
+        write(&holdings, 2, 4096, 100, 8, b"first half of");
+        write(&holdings, 3, 4096, 1000, 7, b"an old one");
+        let found: Vec<u64> = holdings.scan().iter().map(|holding| holding.generation.get()).collect();
+        assert_eq!(found, [6, 8]);
+        assert_eq!(holdings.read(0), None);
+    }
+}
