@@ -22,7 +22,7 @@ const BUCKET_MIN_S: f64 = 2e-6;
 const BUCKETS: u16 = 20;
 
 /// The requests, in the order of [`rpc_of`].
-const RPCS: [&str; 17] = [
+const RPCS: [&str; 18] = [
     "reserve",
     "seal",
     "abort",
@@ -40,6 +40,7 @@ const RPCS: [&str; 17] = [
     "status",
     "work",
     "drain",
+    "holdings",
 ];
 
 /// Which request this is; `None` for one this version does not know.
@@ -63,6 +64,7 @@ pub(super) const fn rpc_of(request: &pb::Request) -> Option<usize> {
         request::Body::Status(_) => 14,
         request::Body::Work(_) => 15,
         request::Body::Drain(_) => 16,
+        request::Body::Holdings(_) => 17,
     })
 }
 
@@ -166,6 +168,8 @@ struct Amounts {
     capacity: NodeGauges,
     used: NodeGauges,
     held: NodeGauges,
+    unrecorded: NodeGauges,
+    listing: NodeGauges,
     heard: Family<NodeLabels, Gauge<f64, AtomicU64>>,
     nodes: Gauge,
     memory: Gauge,
@@ -254,8 +258,8 @@ impl Metrics {
                 self.gone.get_or_create(&ReasonLabel { reason }).inc();
             }
             Effect::ReservationsExpired { count } => drop(self.expired.inc_by(*count)),
-            // The core counts evictions on demand as well; a drain shows in the amounts of its node.
-            Effect::Evicted { .. } | Effect::Draining { .. } => {}
+            // The core counts evictions on demand as well; drains and listings show in the amounts of their nodes.
+            Effect::Evicted { .. } | Effect::Draining { .. } | Effect::Listed { .. } => {}
         }
     }
 
@@ -310,6 +314,8 @@ impl Amounts {
             capacity: NodeGauges::default(),
             used: NodeGauges::default(),
             held: NodeGauges::default(),
+            unrecorded: NodeGauges::default(),
+            listing: NodeGauges::default(),
             heard: Family::default(),
             nodes: Gauge::default(),
             memory: Gauge::default(),
@@ -335,6 +341,10 @@ impl Amounts {
         let used = "Memory of a node in use: sealed, reserved, resting or held for readers";
         registry.register_with_unit("node_used", used, Unit::Bytes, amounts.used.clone());
         registry.register("node_objects", "Readable objects on a node", amounts.held.clone());
+        let unrecorded = "Readable objects on a node without a record: a restart would lose them";
+        registry.register("node_unrecorded_objects", unrecorded, amounts.unrecorded.clone());
+        let listing = "1 while a node has not told all that its memory holds";
+        registry.register("node_listing", listing, amounts.listing.clone());
         let heard = "Time since a node was last heard of";
         registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
         registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());
@@ -358,6 +368,8 @@ impl Amounts {
         self.capacity.clear();
         self.used.clear();
         self.held.clear();
+        self.unrecorded.clear();
+        self.listing.clear();
         self.heard.clear();
         for node in &report.nodes {
             self.set_node(node);
@@ -369,6 +381,8 @@ impl Amounts {
         self.capacity.get_or_create(&labels).set(signed(node.capacity_bytes));
         self.used.get_or_create(&labels).set(signed(node.used_bytes));
         self.held.get_or_create(&labels).set(signed(node.objects));
+        self.unrecorded.get_or_create(&labels).set(signed(node.unrecorded));
+        self.listing.get_or_create(&labels).set(node.listing.into());
         self.heard.get_or_create(&labels).set(seconds(node.heartbeat_age_ms));
     }
 }
@@ -399,10 +413,10 @@ fn resident_bytes() -> u64 {
 mod tests {
     use std::collections::BTreeMap;
 
-    use memcache_types::{Epoch, Incarnation, NodeId, Tier};
+    use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, Tier};
 
     use super::*;
-    use crate::core::{Core, Millis, SegmentOffer, Settings};
+    use crate::core::{Core, JoinRequest, Millis, SegmentOffer, Settings};
 
     const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -428,9 +442,18 @@ mod tests {
             low_watermark_ppm: 800_000,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));
-        let offer = SegmentOffer { bytes: 1 << 20, tier: Tier::Dram, descriptor: Box::default() };
-        core.join(now, (NodeId::new(7), Incarnation::new(1)), "seven", vec![offer], Epoch::new(0), &mut Vec::new())
-            .unwrap();
+        let holdings = HoldingsPlace::default();
+        let offer = SegmentOffer { bytes: 1 << 20, tier: Tier::Dram, descriptor: Box::default(), holdings };
+        let request = JoinRequest {
+            node: NodeId::new(7),
+            incarnation: Incarnation::new(1),
+            name: "seven",
+            offers: vec![offer],
+            previous_epoch: Epoch::new(0),
+            lists: false,
+            floor: 0,
+        };
+        core.join(now, request, &mut Vec::new()).unwrap();
         Report { objects: 3, evicted_objects: 5, evicted_bytes: 640, ..core.status(now, &mut Vec::new()) }
     }
 
