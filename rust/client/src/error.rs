@@ -55,6 +55,12 @@ pub enum StoreError {
         /// Why.
         message: String,
     },
+    /// Objects are removed, but a restart of the `MetaService` could bring some of them back.
+    #[error("removed, but not everywhere for good, so that a restart of the MetaService may bring some back: {why}")]
+    NotForgotten {
+        /// Why the memory of a node could not be told.
+        why: String,
+    },
     /// The reply makes no sense.
     #[error("malformed reply: {0}")]
     Wire(#[from] WireError),

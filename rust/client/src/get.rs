@@ -206,7 +206,7 @@ impl Inner {
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(keys.get(index));
-                    group.moves.push(Move { index, tag, extent: place.extent, trailer });
+                    group.moves.push(Move { index, tag, extent: place.extent, trailer, record: None });
                 }
                 Some(Err(LinkError::Book(error))) => statuses[index] = get_failure(error),
                 Some(Err(LinkError::Transport(error))) => statuses[index] = read_failure(error),

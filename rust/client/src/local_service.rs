@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use memcache_memory::holdings::{Holdings, Shape};
 use memcache_memory::{Segment, SegmentOptions};
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::{Fabric, ProtocolChoice, RegionServer, ServerOptions};
@@ -14,6 +15,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::book::{Book, BookError};
 use crate::error::{InvalidCall, StoreError};
+use crate::listing::Listing;
 use crate::random::random_id;
 use crate::repair::Copier;
 
@@ -49,8 +51,19 @@ pub struct LocalOptions {
     pub huge_pages: bool,
     /// Touch all memory at the start, so that no put pays for it.
     pub prefault: bool,
+    /// Most objects that are written down, so that they are found again after a restart of the `MetaService`; 0 for
+    /// the usual number.
+    pub records: u32,
     /// Bytes a second to copy into this memory for replicas that others lost; 0 for none.
     pub repair_bytes_per_s: u64,
+}
+
+/// What the book said to a join.
+struct Joined {
+    epoch: Epoch,
+    heartbeat: Duration,
+    /// What it waits to be told.
+    listing: Option<Listing>,
 }
 
 /// One lent segment. Joins the pool in the background, keeps up heartbeats, and joins again when the `MetaService`
@@ -68,6 +81,8 @@ pub(crate) struct Member {
     pub(crate) node: NodeId,
     pub(crate) incarnation: Incarnation,
     join: pb::Join,
+    segment: Arc<Segment>,
+    shape: Shape,
     pub(crate) state: Mutex<State>,
     pub(crate) changed: Condvar,
 }
@@ -93,7 +108,8 @@ impl LocalService {
             return Err(InvalidCall::SegmentSize { bytes, min, max }.into());
         }
         let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
-        let segment = Arc::new(Segment::create(options.bytes, &memory)?);
+        let shape = Shape::new(options.bytes, options.records, 1);
+        let segment = Arc::new(Segment::create(shape.region_bytes, &memory)?);
         let server = RegionServer::start(
             Arc::clone(&segment),
             &ServerOptions {
@@ -112,11 +128,23 @@ impl LocalService {
                 bytes: options.bytes,
                 tier: tier_to_wire(Tier::Dram),
                 descriptor: server.descriptor().encode(),
+                table_offset: shape.place.table_offset,
+                records: shape.place.records,
+                floors_offset: shape.place.floors_offset,
             }],
-            previous_epoch: 0,
+            ..pb::Join::default()
         };
-        let member =
-            Arc::new(Member { book, node, incarnation, join, state: Mutex::default(), changed: Condvar::new() });
+        let member = Arc::new(Member {
+            book,
+            node,
+            incarnation,
+            join,
+            segment: Arc::clone(&segment),
+            shape,
+            state: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        member.table().write_identity(node.get());
         let runner = Arc::clone(&member);
         let mut threads =
             vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?];
@@ -221,18 +249,27 @@ impl fmt::Debug for LocalService {
 }
 
 impl Member {
+    /// What this node's segment holds.
+    pub(crate) fn table(&self) -> Holdings<'_> {
+        Holdings::new(self.segment.region(), self.shape)
+    }
+
     fn run(&self) {
         let mut previous: Option<Epoch> = None;
         let mut period = JOIN_PAUSE;
+        let mut listing: Option<Listing> = None;
         loop {
             let joined = self.state.lock().joined;
             let pause = match joined {
                 None => match self.join(previous) {
-                    Ok((epoch, heartbeat)) => {
-                        self.set_joined(Some(epoch));
-                        previous = Some(epoch);
-                        period = heartbeat;
-                        period
+                    Ok(joined) => {
+                        // Told before anybody who waits for us looks.
+                        listing = joined.listing;
+                        let next = listing.as_mut().and_then(|listing| listing.go_on(self));
+                        self.set_joined(Some(joined.epoch));
+                        previous = Some(joined.epoch);
+                        period = joined.heartbeat;
+                        next.map_or(period, |next| next.min(period))
                     }
                     Err(error) => {
                         tracing::debug!(%error, "not in the pool yet");
@@ -247,8 +284,11 @@ impl Member {
                         self.leave_drained();
                         return;
                     }
-                    Ok(Some(pb::DrainState::Draining)) => period.min(DRAIN_PERIOD),
-                    Ok(Some(pb::DrainState::NotDraining)) => period,
+                    Ok(Some(drain)) => {
+                        let next = listing.as_mut().and_then(|listing| listing.go_on(self)).unwrap_or(period);
+                        let draining = drain == pb::DrainState::Draining;
+                        if draining { period.min(next).min(DRAIN_PERIOD) } else { period.min(next) }
+                    }
                     Ok(None) => {
                         tracing::info!(node = %self.node, "the MetaService does not know this node; joining again");
                         self.set_joined(None);
@@ -266,15 +306,26 @@ impl Member {
         }
     }
 
-    fn join(&self, previous: Option<Epoch>) -> Result<(Epoch, Duration), BookError> {
-        let join = pb::Join { previous_epoch: previous.map_or(0, Epoch::get), ..self.join.clone() };
+    fn join(&self, previous: Option<Epoch>) -> Result<Joined, BookError> {
+        let table = self.table();
+        let join = pb::Join {
+            previous_epoch: previous.map_or(0, Epoch::get),
+            lists: previous.is_some(),
+            floor: table.floor(),
+            ..self.join.clone()
+        };
         let answer = self.book.call(request::Body::Join(join), Instant::now() + MEMBERSHIP_TIMEOUT)?;
         match answer.body {
             reply::Body::Join(reply) => {
                 tracing::info!(node = %self.node, address = %self.book.endpoint(), "joined the pool");
+                let heartbeat = Duration::from_millis(u64::from(reply.heartbeat_ms)).max(JOIN_PAUSE);
+                table.set_epoch(answer.epoch.get());
+                table.raise_floor(reply.floor);
+                let segment = reply.segments.first().copied().unwrap_or(0);
+                let rest = Duration::from_millis(reply.rest_ms);
+                let listing = reply.lists.then(|| Listing::new(&table, segment, Instant::now() + rest));
                 self.state.lock().segments = reply.segments;
-                let period = Duration::from_millis(u64::from(reply.heartbeat_ms)).max(JOIN_PAUSE);
-                Ok((answer.epoch, period))
+                Ok(Joined { epoch: answer.epoch, heartbeat, listing })
             }
             _ => Err(BookError::Refused("not a Join reply".to_owned())),
         }
@@ -290,6 +341,7 @@ impl Member {
                     self.state.lock().work = true;
                     self.changed.notify_all();
                 }
+                self.table().raise_floor(reply.floor);
                 self.note_drain(reply.drain());
                 Ok((reply.joined && answer.epoch == epoch).then_some(reply.drain()))
             }

@@ -78,25 +78,37 @@ impl Store {
         self.ask_async(exist_request(keys), deadline, move |body| read_exist(body, count))
     }
 
-    /// Removes keys; says which were readable. Readers that hold a lease finish undisturbed.
+    /// Removes keys; says which were readable. Readers that hold a lease finish undisturbed. When this returns no restart
+    /// of the `MetaService` brings the keys back.
+    ///
+    /// # Errors
+    /// [`StoreError::NotForgotten`]: they are removed, but a node cannot be reached to make that last.
     pub fn remove(&self, keys: &KeyBatch, deadline: Instant) -> Result<Vec<bool>, StoreError> {
         let count = keys.len();
         let request = request::Body::Remove(pb::Remove { keys: Some(keys_to_wire(keys)) });
-        self.ask(request, deadline, move |body| match body {
+        let reply = self.ask(request, deadline, move |body| match body {
             reply::Body::Remove(reply) => {
                 expect_length("removed", reply.removed.len(), count)?;
-                Ok(Some(reply.removed.iter().map(|byte| *byte != 0).collect()))
+                Ok(Some(reply))
             }
             _ => Ok(None),
-        })
+        })?;
+        self.inner()?.forget_records(&reply.segments, &reply.offsets, &reply.generations, deadline)?;
+        Ok(reply.removed.iter().map(|byte| *byte != 0).collect())
     }
 
-    /// Removes everything from the pool; says how many objects that were.
+    /// Removes everything from the pool; says how many objects that were. When this returns no restart of anything brings
+    /// back what was put before.
+    ///
+    /// # Errors
+    /// [`StoreError::NotForgotten`]: it is removed, but a node cannot be reached to make that last.
     pub fn remove_all(&self, deadline: Instant) -> Result<u64, StoreError> {
-        self.ask(request::Body::RemoveAll(pb::RemoveAll {}), deadline, |body| match body {
-            reply::Body::RemoveAll(reply) => Ok(Some(reply.removed)),
+        let reply = self.ask(request::Body::RemoveAll(pb::RemoveAll {}), deadline, |body| match body {
+            reply::Body::RemoveAll(reply) => Ok(Some(reply)),
             _ => Ok(None),
-        })
+        })?;
+        self.inner()?.raise_floors(reply.floor, &reply.segments, &reply.offsets, deadline)?;
+        Ok(reply.removed)
     }
 
     /// Registers what a family of engines must agree on; says where it differs from what others registered.

@@ -26,6 +26,7 @@ impl StoreOptions {
             data_port: 0,
             huge_pages: config.huge_pages,
             prefault: true,
+            records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
         });
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
@@ -53,6 +54,7 @@ impl LocalOptions {
             data_port: config.data_port,
             huge_pages: config.huge_pages,
             prefault: config.prefault,
+            records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
         }
     }

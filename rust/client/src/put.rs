@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memcache_memory::holdings::RecordHead;
 use memcache_memory::{Checksum, Trailer};
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb;
@@ -17,6 +18,7 @@ use crate::book::BookError;
 use crate::buffer::Buffers;
 use crate::directory::LinkError;
 use crate::error::{InvalidCall, StoreError};
+use crate::record::{Record, clear, record_extent};
 use crate::stats::{add, add_time};
 use crate::store::{Inner, check_call};
 use crate::transfer::{Group, Move};
@@ -42,12 +44,20 @@ struct Ticket {
     reservation: ReservationId,
     extent: Extent,
     generation: Generation,
+    /// The lowest generation among the tickets of its key.
+    origin: Generation,
+    /// Where its record goes.
+    record: Option<Extent>,
+    /// Records that go before the first byte is written.
+    clears: Vec<Extent>,
 }
 
 /// What the book granted: a status for every key it did not grant, and tickets for the others.
 struct Granted {
     statuses: Vec<PutStatus>,
     tickets: Vec<Ticket>,
+    /// Replicas that each key should have.
+    wanted: u32,
     /// No write may start after this: the space may go to somebody else some time later.
     write_until: Instant,
 }
@@ -110,7 +120,7 @@ impl Inner {
         let pb::reply::Body::Reserve(reply) = answer.body else {
             return Err(BookError::Refused("not a Reserve reply".to_owned()));
         };
-        grants(&reply, sources, answer.sent).map_err(|error| BookError::Refused(error.to_string()))
+        grants(&reply, sources, replicas, answer.sent).map_err(|error| BookError::Refused(error.to_string()))
     }
 
     /// Writes what was granted and seals what was written.
@@ -121,7 +131,7 @@ impl Inner {
         granted: Granted,
         deadline: Instant,
     ) -> Result<Vec<PutStatus>, StoreError> {
-        let Granted { mut statuses, tickets, write_until } = granted;
+        let Granted { mut statuses, tickets, wanted, write_until } = granted;
         if tickets.is_empty() {
             return Ok(statuses);
         }
@@ -139,7 +149,15 @@ impl Inner {
         for (tag, ticket) in tickets.iter().enumerate() {
             match links.get_mut(&ticket.extent.segment()) {
                 Some(Ok(link)) => {
-                    let one = write_of(tag, ticket, keys, sources);
+                    if let Err(error) = clear(&**link, &ticket.clears, until) {
+                        tracing::debug!(%error, "a put could not clear old records");
+                        statuses[ticket.index] = write_failure(&error);
+                        if writer_is_done(link.protocol()) {
+                            abandoned.push(ticket.reservation.get());
+                        }
+                        continue;
+                    }
+                    let one = write_of(tag, ticket, wanted, keys, sources);
                     let group = groups
                         .entry(ticket.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
@@ -234,21 +252,30 @@ impl Inner {
     }
 }
 
-/// The write that fills what was granted; the checksum comes with the copy.
-fn write_of(tag: usize, ticket: &Ticket, keys: &KeyBatch, sources: &Buffers) -> Move {
+/// The write that fills what was granted, and its record; the checksum comes with the copy.
+fn write_of(tag: usize, ticket: &Ticket, wanted: u32, keys: &KeyBatch, sources: &Buffers) -> Move {
     let trailer = Trailer {
         digest: KeyDigest::of(keys.get(ticket.index)),
         generation: ticket.generation,
         payload_bytes: sources.list(ticket.index).bytes(),
         checksum: Checksum::None,
     };
-    Move { index: ticket.index, tag, extent: ticket.extent, trailer }
+    let head = RecordHead {
+        offset: ticket.extent.offset(),
+        payload_bytes: trailer.payload_bytes,
+        origin: ticket.origin,
+        wanted,
+    };
+    let key = keys.get(ticket.index);
+    let record = ticket.record.map(|extent| Record::new(extent, &head, key, ticket.generation));
+    Move { index: ticket.index, tag, extent: ticket.extent, trailer, record }
 }
 
 /// Reads the packed reply into tickets and statuses.
 fn grants(
     reply: &pb::ReserveReply,
     sources: &Buffers,
+    wanted: u32,
     sent: Instant,
 ) -> Result<Granted, memcache_proto::pack::WireError> {
     let outcomes = outcomes_from_wire::<pb::ReserveOutcome>("outcomes", &reply.outcomes, sources.len())?;
@@ -264,6 +291,8 @@ fn grants(
     expect_length("segments", reply.segments.len(), count)?;
     expect_length("offsets", reply.offsets.len(), count)?;
     expect_length("generations", reply.generations.len(), count)?;
+    expect_length("records", reply.records.len(), count)?;
+    expect_length("clear_tickets", reply.clear_tickets.len(), reply.clears.len())?;
     let mut replicas = reply.replicas.iter().map(|count| usize::from(*count));
     let mut statuses = Vec::with_capacity(outcomes.len());
     let mut tickets = Vec::with_capacity(count);
@@ -278,6 +307,7 @@ fn grants(
         if outcome != pb::ReserveOutcome::Reserved {
             continue;
         }
+        let first = tickets.len();
         for at in tickets.len()..tickets.len() + replicas.next().unwrap_or(1) {
             let address = GlobalAddress::new(SegmentId::new(reply.segments[at]), reply.offsets[at]);
             let Ok(extent) = Extent::new(address, extent_bytes(sources.list(index).bytes())) else {
@@ -288,12 +318,23 @@ fn grants(
                 reservation: ReservationId::new(reply.reservations[at]),
                 extent,
                 generation: Generation::new(reply.generations[at]),
+                origin: Generation::new(reply.generations[first]),
+                record: match reply.records[at] {
+                    0 => None,
+                    offset => Some(record_extent(address.segment(), offset)?),
+                },
+                clears: Vec::new(),
             });
+        }
+    }
+    for (ticket, offset) in reply.clear_tickets.iter().zip(&reply.clears) {
+        if let Some(ticket) = tickets.get_mut(*ticket as usize) {
+            ticket.clears.push(record_extent(ticket.extent.segment(), *offset)?);
         }
     }
     // Half of the ticket's life: a write that starts then has as long again before the space can go elsewhere.
     let write_until = sent + Duration::from_millis(u64::from(reply.ttl_ms)) / 2;
-    Ok(Granted { statuses, tickets, write_until })
+    Ok(Granted { statuses, tickets, wanted, write_until })
 }
 
 /// Whether this is what a granted key has until its write is over.

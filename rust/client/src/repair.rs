@@ -7,8 +7,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use memcache_memory::holdings::RecordHead;
 use memcache_memory::{Segment, Trailer};
-use memcache_proto::pb::{self, reply, request};
+use memcache_proto::pb::{self, CopyTask, reply, request};
 use memcache_transport::{Fabric, FabricOptions};
 use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, ScatterList, SegmentId, extent_bytes};
 
@@ -182,6 +183,10 @@ impl Copier {
             })
             .collect();
         sources.reverse();
+        let table = self.member.table();
+        for offset in &task.clears {
+            table.clear_at(*offset);
+        }
         region.retract_trailer();
         Some(Copy { task, target, sources, done: false })
     }
@@ -219,7 +224,7 @@ impl Copier {
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(&copies[*index].task.key);
-                    group.moves.push(Move { index: *index, tag: *index, extent: place.extent, trailer });
+                    group.moves.push(Move { index: *index, tag: *index, extent: place.extent, trailer, record: None });
                 }
                 other => tracing::debug!(source = %place.extent.segment(), ?other, "a copy cannot reach its source"),
             }
@@ -245,6 +250,11 @@ impl Copier {
         let place = self.segment.region().sub(copy.target.offset(), extent_bytes(copy.task.payload_bytes));
         place.is_ok_and(|region| {
             region.publish_trailer(&trailer.encode());
+            if copy.task.record != 0 {
+                let CopyTask { record, offset, payload_bytes, origin, wanted, .. } = copy.task;
+                let head = RecordHead { offset, payload_bytes, origin: Generation::new(origin), wanted };
+                self.member.table().write_at(record, &head, &copy.task.key, trailer.generation);
+            }
             true
         })
     }

@@ -6,12 +6,13 @@ use std::time::Instant;
 
 use memcache_memory::Trailer;
 use memcache_transport::{Link, Protocol, ReadOp, SummedWriteOp, TransportError, WriteOp};
-use memcache_types::Extent;
 use memcache_types::limits::TRAILER_LEN;
+use memcache_types::{Extent, ScatterList};
 use parking_lot::Mutex;
 
 use crate::buffer::Buffers;
 use crate::jobs::Workers;
+use crate::record::Record;
 use crate::stats::{Stats, add};
 
 /// Below this many bytes a second thread costs more than it saves.
@@ -25,6 +26,8 @@ pub(crate) struct Move {
     pub(crate) extent: Extent,
     /// What a write puts at the end of the extent, its checksum aside; what a read expects there.
     pub(crate) trailer: Trailer,
+    /// What a write leaves in the segment's table.
+    pub(crate) record: Option<Record>,
 }
 
 /// All objects of a batch that go over one link.
@@ -77,38 +80,54 @@ impl Transfer<'_> {
         })
     }
 
-    /// Writes every object from its buffer, trailer last.
+    /// Writes every object from its buffer, trailer last, and its record.
     pub(crate) fn write(&self, groups: Vec<Group>) -> Vec<Moved<()>> {
         let (summed, deadline) = (self.summed, self.deadline);
         run(self, groups, move |link, moves, buffers| {
             if summed {
-                let ops: Vec<SummedWriteOp<'_>> = moves
-                    .iter()
-                    .map(|one| SummedWriteOp {
-                        extent: one.extent,
-                        local: buffers.list(one.index),
-                        trailer: &one.trailer,
-                    })
-                    .collect();
+                let parts = parts(moves, buffers);
+                let ops = parts.map(|(extent, local, trailer)| SummedWriteOp { extent, local, trailer });
+                let ops: Vec<SummedWriteOp<'_>> = ops.collect();
                 // SAFETY: `Buffers` was made under the promise that its pieces may be read until the transfer ends, and
-                // the task holds its owner until then.
-                return unsafe { link.write_summed(&ops, deadline) };
+                // the task holds its owner until then; records own theirs.
+                return with_records(moves, unsafe { link.write_summed(&ops, deadline) });
             }
-            let trailers: Vec<[u8; TRAILER_LEN]> = moves.iter().map(|one| one.trailer.encode()).collect();
-            let ops: Vec<WriteOp<'_>> = moves
-                .iter()
+            let trailers: Vec<[u8; TRAILER_LEN]> =
+                parts(moves, buffers).map(|(_, _, trailer)| trailer.encode()).collect();
+            let ops: Vec<WriteOp<'_>> = parts(moves, buffers)
                 .zip(&trailers)
-                .map(|(one, trailer)| WriteOp {
-                    extent: one.extent,
-                    payload_bytes: one.trailer.payload_bytes,
-                    local: buffers.list(one.index),
+                .map(|((extent, local, said), trailer)| WriteOp {
+                    extent,
+                    payload_bytes: said.payload_bytes,
+                    local,
                     trailer,
                 })
                 .collect();
             // SAFETY: as above.
-            unsafe { link.write(&ops, deadline) }
+            with_records(moves, unsafe { link.write(&ops, deadline) })
         })
     }
+}
+
+/// What is to be written: for each object its record, if it gets one, and itself.
+fn parts<'a>(moves: &'a [Move], buffers: &'a Buffers) -> impl Iterator<Item = (Extent, &'a ScatterList, &'a Trailer)> {
+    moves.iter().flat_map(|one| {
+        let record = one.record.as_ref().map(|record| (record.extent, &record.local, &record.trailer));
+        record.into_iter().chain([(one.extent, buffers.list(one.index), &one.trailer)])
+    })
+}
+
+/// One result for each object: the trouble of its record is its own.
+fn with_records(moves: &[Move], results: Vec<Result<(), TransportError>>) -> Vec<Result<(), TransportError>> {
+    let mut results = results.into_iter();
+    let mut next = || results.next().unwrap_or(Err(TransportError::PeerGone));
+    moves
+        .iter()
+        .map(|one| {
+            let record = one.record.as_ref().map_or(Ok(()), |_| next());
+            next().and(record)
+        })
+        .collect()
 }
 
 fn run<T: Send + 'static>(

@@ -37,6 +37,7 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
         data_port: 0,
         huge_pages: false,
         prefault: false,
+        records: 0,
         repair_bytes_per_s: 1 << 30,
     });
     let endpoint = meta.address().clone();
@@ -223,11 +224,11 @@ fn a_service_that_goes_away_fails_calls_at_once_and_is_found_again() {
     let config = MetaConfig { listen: address, reservation_ttl_ms: 1_000, lease_ms: 1_000, ..MetaConfig::default() };
     let _second = MetaServer::start(&config).unwrap();
     let until = soon();
-    while put(&owner, "k", b"again", false) != PutStatus::Stored {
+    while put(&owner, "l", b"again", false) != PutStatus::Stored {
         assert!(Instant::now() < until, "never found the new service");
         std::thread::sleep(Duration::from_millis(50));
     }
-    assert_eq!(get(&owner, "k", 5), (GetStatus::Hit, b"again".to_vec()));
+    assert_eq!(get(&owner, "l", 5), (GetStatus::Hit, b"again".to_vec()));
 }
 
 #[test]

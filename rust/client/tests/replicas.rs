@@ -33,6 +33,7 @@ fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
         data_port: 0,
         huge_pages: false,
         prefault: false,
+        records: 0,
         repair_bytes_per_s,
     });
     let options = StoreOptions {

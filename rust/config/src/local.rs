@@ -38,6 +38,8 @@ component! {
     huge_pages: bool = false, "true or false", |_| true;
     /// Touch all memory at start, so that the first writes find it mapped.
     prefault: bool = true, "true or false", |_| true;
+    /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
+    holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
     /// What is logged to stderr: a level or a filter such as "info,memcache_client=debug".
     log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
     /// How lines of the log look: for people, or one JSON object a line for collectors.

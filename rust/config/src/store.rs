@@ -41,6 +41,8 @@ component! {
     huge_pages: bool = false, "true or false", |_| true;
     /// Threads that move bytes. 0: as many as cores, at most 4.
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
+    /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
+    holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
 }
 
 impl StoreConfig {

@@ -152,10 +152,9 @@ pub struct Holdings<'a> {
 }
 
 impl<'a> Holdings<'a> {
-    /// Those of a segment of this shape. `None`: the region is shorter.
-    pub fn new(region: RawRegion<'a>, shape: Shape) -> Option<Self> {
-        (shape.region_bytes <= region.bytes() && shape.place.is_behind(shape.lent_bytes))
-            .then_some(Self { region, shape })
+    /// Those of a segment of this shape. Parts that the region does not have are passed over.
+    pub fn new(region: RawRegion<'a>, shape: Shape) -> Self {
+        Self { region, shape }
     }
 
     /// Writes down what the segment is.
@@ -244,6 +243,31 @@ impl<'a> Holdings<'a> {
         if let Some(extent) = self.record(record) {
             extent.retract_trailer();
         }
+    }
+
+    /// Takes the record at this offset away, if one may stand there.
+    pub fn clear_at(&self, offset: u64) {
+        if let Some(extent) = self.record_at(offset) {
+            extent.retract_trailer();
+        }
+    }
+
+    /// Writes a record at this offset, if one may stand there.
+    pub fn write_at(&self, offset: u64, head: &RecordHead, key: &[u8], generation: Generation) {
+        let payload = record_payload(head, key);
+        let length = payload.len() as u64;
+        if let Some(extent) = self.record_at(offset).filter(|_| length + TRAILER_BYTES <= RECORD_BYTES) {
+            extent.retract_trailer();
+            extent.write_from(&payload);
+            extent.publish_trailer(&record_trailer(&payload, KeyDigest::of(key), generation).encode());
+        }
+    }
+
+    fn record_at(&self, offset: u64) -> Option<RawRegion<'a>> {
+        let at = offset.checked_sub(self.shape.place.table_offset)?;
+        let record = u32::try_from(at / RECORD_BYTES).ok()?;
+        let is_place = at.is_multiple_of(RECORD_BYTES) && record < self.shape.place.records;
+        is_place.then(|| self.record(record)).flatten()
     }
 
     fn read(&self, record: u32) -> Option<Holding> {
@@ -381,10 +405,7 @@ mod tests {
         let trailer = Trailer { digest, generation, payload_bytes, checksum: Checksum::None };
         object.publish_trailer(&trailer.encode());
         let head = RecordHead { offset, payload_bytes, origin: generation, wanted: 1 };
-        let payload = record_payload(&head, key);
-        let extent = holdings.record(record).unwrap();
-        extent.write_from(&payload);
-        extent.publish_trailer(&record_trailer(&payload, digest, generation).encode());
+        holdings.write_at(holdings.shape.place.record_offset(record), &head, key, generation);
     }
 
     #[test]
@@ -405,7 +426,7 @@ mod tests {
         let shape = Shape::new(LENT, 10, 1);
         let memory = segment(shape);
         assert_eq!(identity(memory.region()), Err(NotASegment::Blank));
-        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        let holdings = Holdings::new(memory.region(), shape);
         holdings.write_identity(77);
         assert_eq!(identity(memory.region()), Ok(Identity { shape, node: 77 }));
         let header = memory.region().sub(shape.header(), 16).unwrap();
@@ -426,7 +447,7 @@ mod tests {
     fn numbers_of_the_header_are_kept_apart_and_floors_only_rise() {
         let shape = Shape::new(LENT, 10, 1);
         let memory = segment(shape);
-        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        let holdings = Holdings::new(memory.region(), shape);
         assert_eq!((holdings.epoch(), holdings.incarnation(), holdings.floor()), (0, 0, 0));
         holdings.set_epoch(5);
         holdings.set_incarnation(6);
@@ -443,7 +464,7 @@ mod tests {
     fn only_whole_objects_above_the_floor_are_found_oldest_first() {
         let shape = Shape::new(LENT, 32, 1);
         let memory = segment(shape);
-        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        let holdings = Holdings::new(memory.region(), shape);
         write(&holdings, 0, 0, 100, 9, b"newer");
         write(&holdings, 5, 4096, 5000, 7, &[0; KEY_BYTES_MAX]);
         write(&holdings, 6, 16384, 0, 8, b"empty");
@@ -472,7 +493,7 @@ mod tests {
     fn of_objects_that_meet_the_later_written_one_stays() {
         let shape = Shape::new(LENT, 32, 1);
         let memory = segment(shape);
-        let holdings = Holdings::new(memory.region(), shape).unwrap();
+        let holdings = Holdings::new(memory.region(), shape);
         // The trailers do not touch: only the payloads do.
         write(&holdings, 0, 0, 1000, 5, b"old");
         write(&holdings, 1, 0, 100, 6, b"new");

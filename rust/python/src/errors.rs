@@ -24,7 +24,7 @@ pub(crate) fn store_error(error: &StoreError) -> PyErr {
         }
         StoreError::Closed => Closed::new_err(text),
         StoreError::Forked { .. } => ForkError::new_err(text),
-        StoreError::Unavailable { .. } => Unavailable::new_err(text),
+        StoreError::Unavailable { .. } | StoreError::NotForgotten { .. } => Unavailable::new_err(text),
         StoreError::Timeout { .. } => Timeout::new_err(text),
         StoreError::Transport(TransportError::AddressInUse { .. }) => AddressInUse::new_err(text),
         StoreError::Wire(_) | StoreError::Memory(_) | StoreError::Transport(_) | StoreError::Thread(_) => {
