@@ -136,7 +136,9 @@ impl Core {
         });
         self.node_ids.insert(node, slot);
         self.next_death = self.next_death.min(self.now.plus(self.settings.node_dead_ms.into()));
-        offers.into_iter().for_each(|offer| self.add_segment(slot, offer, usable_from, lists));
+        for offer in offers {
+            self.add_segment(slot, offer, usable_from, lists);
+        }
         effects.push(Effect::NodeJoined { node, incarnation, name: name.into(), bytes, rests });
         Ok(self.join_reply(slot))
     }

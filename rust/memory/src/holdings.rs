@@ -12,8 +12,8 @@
 
 use std::collections::HashMap;
 
-use memcache_types::holdings::{FLOORS, RECORD_BYTES, RECORD_HEAD_BYTES, RECORDS_MAX};
-use memcache_types::limits::{EXTENT_ALIGN, KEY_BYTES_MAX, OBJECT_BYTES_MAX, TRAILER_BYTES};
+use memcache_types::holdings::{FLOORS, RECORD_BYTES, RECORD_HEAD_BYTES, RECORD_LEN, RECORDS_MAX};
+use memcache_types::limits::{EXTENT_ALIGN, KEY_BYTES_MAX, OBJECT_BYTES_MAX, TRAILER_BYTES, TRAILER_LEN};
 use memcache_types::{Generation, HoldingsPlace, KeyDigest, extent_bytes};
 
 use crate::checksum::checksum_bytes;
@@ -23,7 +23,8 @@ use crate::trailer::{Checksum, Trailer};
 /// Length of the header page.
 pub const HEADER_BYTES: u64 = 4096;
 const FLOORS_AT: u64 = 1024;
-const IDENTITY_BYTES: u64 = 512;
+const IDENTITY_LEN: usize = 512;
+const IDENTITY_BYTES: u64 = IDENTITY_LEN as u64;
 const EPOCH_AT: u64 = 512;
 const INCARNATION_AT: u64 = 576;
 
@@ -273,7 +274,7 @@ impl<'a> Holdings<'a> {
     fn read(&self, record: u32) -> Option<Holding> {
         let extent = self.record(record)?;
         Trailer::decode(&extent.load_trailer())?;
-        let mut bytes = [0; (RECORD_BYTES - TRAILER_BYTES) as usize];
+        let mut bytes = [0; RECORD_LEN - TRAILER_LEN];
         extent.read_into(&mut bytes);
         // Looked at again behind the payload: a writer may be at work.
         let trailer = Trailer::decode(&extent.load_trailer())?;
@@ -337,7 +338,7 @@ impl<'a> Holdings<'a> {
 pub fn identity(region: RawRegion<'_>) -> Result<Identity, NotASegment> {
     let header = region.bytes().checked_sub(HEADER_BYTES).ok_or(NotASegment::Blank)?;
     let extent = region.sub(header, IDENTITY_BYTES).map_err(|_| NotASegment::Blank)?;
-    let mut bytes = [0; (IDENTITY_BYTES - TRAILER_BYTES) as usize];
+    let mut bytes = [0; IDENTITY_LEN - TRAILER_LEN];
     extent.read_into(&mut bytes);
     if bytes.iter().all(|byte| *byte == 0) {
         return Err(NotASegment::Blank);

@@ -11,7 +11,10 @@
 use crate::limits::{EXTENT_ALIGN, KEY_BYTES_MAX, TRAILER_BYTES};
 
 /// Bytes of one record's extent: four numbers, the longest key, a trailer.
-pub const RECORD_BYTES: u64 = 384;
+pub const RECORD_BYTES: u64 = RECORD_LEN as u64;
+
+/// [`RECORD_BYTES`] as an array length.
+pub const RECORD_LEN: usize = 384;
 
 /// Bytes of a record before its key: offset and payload length of the object, the put that its bytes come from, and how
 /// many replicas its key should have.
