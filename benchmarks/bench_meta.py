@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import random
 import socket
+import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -220,21 +221,37 @@ def one_block(store: memcache.Store, calls: int) -> Row:
     parse = measure(
         "  its arguments alone", 64, 1, calls, lambda n: store.plan_blocks(target, keys[n % 64], ids[n % 64])
     )
-    found, parts = with_parts(
-        store,
-        "get",
-        lambda: measure(
-            f"get of one block, {len(shape.pieces)} pieces",
-            64,
-            1,
-            calls,
-            lambda n: check(store.get_blocks(target, keys[n % 64], ids[n % 64])),
-        ),
+    waits, moves, locates = [], [], []
+    before = store.stats()
+    for number in range(calls + calls // 10):
+        started = time.perf_counter()
+        statuses = store.get_blocks(target, keys[number % 64], ids[number % 64])
+        wait = (time.perf_counter() - started) * US
+        check(statuses)
+        after = store.stats()
+        if number >= calls // 10:
+            waits.append(wait)
+            moves.append((after["get_move_ns"] - before["get_move_ns"]) / 1e3)
+            locates.append((after["get_locate_ns"] - before["get_locate_ns"]) / 1e3)
+        before = after
+    beside = sorted(wait - move for wait, move in zip(waits, moves, strict=True))
+    for some in (waits, moves, locates):
+        some.sort()
+    rate = US / statistics.fmean(waits)
+    found = Row(
+        f"get of one block, {len(shape.pieces)} pieces",
+        64,
+        1,
+        percentile(waits, 0.5),
+        percentile(waits, 0.99),
+        rate,
+        rate,
     )
-    own = parts["get"] - parts["get_locate"] - parts["get_move"]
+    show(line(found))
     show(
-        f"  means over its calls, us: arguments {parse.p50:.1f}, locate {parts['get_locate']:.1f}, "
-        f"copy with verification {parts['get_move']:.1f}, other {own:.1f}; release: with the next call"
+        f"  p50 of its parts, us: arguments {parse.p50:.1f}, locate round trip {percentile(locates, 0.5):.1f} "
+        f"(p99 {percentile(locates, 0.99):.1f}), copy with verification {percentile(moves, 0.5):.1f}; all but the copy "
+        f"{percentile(beside, 0.5):.1f} (p99 {percentile(beside, 0.99):.1f}); the release goes with the next call"
     )
     for key in keys:
         store.remove_batch(key)
@@ -267,6 +284,7 @@ def load(address: str) -> Iterator[None]:
     child.start()
     if not here.poll(START_S):
         raise SystemExit("the load never started")
+    time.sleep(WARM_S)
     try:
         yield
     finally:

@@ -4,15 +4,15 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
-use memcache_proto::lane::{Incoming, PREFACE, greeting, push_frame};
+use memcache_proto::lane::{Eagerness, Incoming, LOOK_TIME, PREFACE, greeting, push_frame};
 use memcache_proto::{MESSAGE_BYTES_MAX, pb};
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -33,11 +33,55 @@ const REPLIES_BYTES: usize = 256 << 10;
 /// Which part of the file descriptors of the process lanes may take: every client has a session as well.
 const DESCRIPTORS_PART: u64 = 4;
 
+/// Keeps the thread of the service from sleeping while lanes ask one thing after the other.
+#[derive(Debug)]
+struct Vigil {
+    served: AtomicU64,
+    is_asleep: AtomicBool,
+    wake: Notify,
+}
+
+impl Vigil {
+    fn new() -> Self {
+        Self { served: AtomicU64::new(0), is_asleep: AtomicBool::new(false), wake: Notify::new() }
+    }
+
+    /// A lane was answered.
+    fn answered(&self) {
+        self.served.fetch_add(1, Ordering::Relaxed);
+        if self.is_asleep.swap(false, Ordering::AcqRel) {
+            self.wake.notify_one();
+        }
+    }
+
+    /// Runs beside all other tasks of the thread: each turn lets them all go on and looks at all sockets.
+    async fn keep(&self) {
+        let mut eager = Eagerness::new();
+        loop {
+            let served = self.served.load(Ordering::Relaxed);
+            let answered = Instant::now();
+            let mut helped = false;
+            if eager.looks() {
+                while !helped && answered.elapsed() < LOOK_TIME {
+                    tokio::task::yield_now().await;
+                    helped = self.served.load(Ordering::Relaxed) != served;
+                }
+                eager.helped(helped);
+            }
+            if !helped {
+                self.is_asleep.store(true, Ordering::Release);
+                self.wake.notified().await;
+            }
+        }
+    }
+}
+
 /// How many lanes there are, and may be. Past it clients use their sessions.
 #[derive(Debug)]
 pub(super) struct LaneCount {
     open: AtomicUsize,
     limit: usize,
+    vigil: Vigil,
 }
 
 impl LaneCount {
@@ -45,7 +89,12 @@ impl LaneCount {
     pub(super) fn new() -> Arc<Self> {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let limit = usize::try_from(descriptors / DESCRIPTORS_PART).unwrap_or(usize::MAX);
-        Arc::new(Self { open: AtomicUsize::new(0), limit })
+        Arc::new(Self { open: AtomicUsize::new(0), limit, vigil: Vigil::new() })
+    }
+
+    /// Keeps the thread awake while lanes need it. Never ends.
+    pub(super) async fn keep_vigil(&self) {
+        self.vigil.keep().await;
     }
 
     fn enter(self: &Arc<Self>) -> Result<Entered, String> {
@@ -115,6 +164,7 @@ where
         }
         if !replies.is_empty() {
             stream.write_all(&replies).await?;
+            lanes.vigil.answered();
         }
         let arrived = if incoming.is_within_frame() {
             timeout(PATIENCE, stream.read(incoming.room())).await??

@@ -172,6 +172,8 @@ where
 {
     let (sessions, incoming) = mpsc::channel(ACCEPTED_MAX);
     let router = Router { sessions, lanes: LaneCount::new(), book: Arc::clone(&book), stopped: stopped.clone() };
+    let lanes = Arc::clone(&router.lanes);
+    let vigil = tokio::spawn(async move { lanes.keep_vigil().await });
     let accepting = tokio::spawn(accept_all(accept, router));
     let pages = http::routes(Arc::clone(&book), stopped.clone());
     let rpcs = MetaRpcs::new(Handler { book, stopped: stopped.clone() })
@@ -191,6 +193,7 @@ where
         () = until_stopped(stopped) => None,
     };
     accepting.abort();
+    vigil.abort();
     let outcome = match ended_early {
         Some(outcome) => outcome,
         // Whoever has not finished by then is cut off.

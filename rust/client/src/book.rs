@@ -174,6 +174,7 @@ impl Book {
             Ok(outcome) => return outcome,
             Err(body) => body,
         };
+        self.shared.release_on_session();
         let (resolver, done) = completion();
         self.submit(body, deadline, move |outcome| resolver.resolve(Mutex::new(Some(outcome))));
         done.wait_until(deadline + GRACE);
@@ -251,6 +252,15 @@ impl Shared {
                     (Broken::Unsent, None) => Ok(Err(BookError::Unavailable("nothing to send".to_owned()))),
                 }
             }
+        }
+    }
+
+    /// Sends what waits to be released ahead of a request.
+    fn release_on_session(&self) {
+        let leases = self.releases.take();
+        if !leases.is_empty() {
+            let deadline = Instant::now() + RELEASE_TIMEOUT;
+            self.submit(Body::Release(pb::Release { leases }), deadline, Box::new(drop));
         }
     }
 

@@ -253,7 +253,7 @@ fn leases_are_let_go_of_soon_after_a_get_and_before_a_store_is_gone() {
     let leases = || owner.status(soon()).unwrap().1.leases;
     for turn in 0..200 {
         assert_eq!(get(&reader, "k", 5).0, GetStatus::Hit);
-        assert!(leases() <= 3, "turn {turn}: leases pile up");
+        assert!(leases() <= 10, "turn {turn}: leases pile up");
     }
     let until = Instant::now() + Duration::from_secs(1);
     while leases() > 0 {

@@ -5,8 +5,12 @@
 //! requests and replies are frames: the length of a message in four bytes, lowest first, and the message. Replies come
 //! in the order of their requests.
 
+mod eager;
+
 use prost::Message;
 use thiserror::Error;
+
+pub use self::eager::{Eagerness, LOOK_TIME};
 
 use crate::{MESSAGE_BYTES_MAX, pb};
 

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
-use memcache_proto::lane::{GREETING_BYTES_MAX, Incoming, PREFACE, push_frame};
+use memcache_proto::lane::{Eagerness, GREETING_BYTES_MAX, Incoming, LOOK_TIME, PREFACE, push_frame};
 use memcache_proto::{MESSAGE_BYTES_MAX, pb};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -26,6 +26,7 @@ pub(super) struct Lane {
     socket: OwnedFd,
     incoming: Incoming,
     outgoing: Vec<u8>,
+    eager: Eagerness,
 }
 
 /// How an exchange ended without a reply. The lane is of no use any more.
@@ -53,7 +54,12 @@ impl Lane {
         };
         sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LOOK))?;
         sockopt::set_socket_timeout(&socket, Timeout::Send, Some(LOOK))?;
-        Ok(Self { socket, incoming: incoming.with_limit(MESSAGE_BYTES_MAX), outgoing: Vec::new() })
+        Ok(Self {
+            socket,
+            incoming: incoming.with_limit(MESSAGE_BYTES_MAX),
+            outgoing: Vec::new(),
+            eager: Eagerness::new(),
+        })
     }
 
     async fn over_unix(mut stream: UnixStream) -> io::Result<(OwnedFd, Incoming)> {
@@ -106,8 +112,24 @@ impl Lane {
         Ok(())
     }
 
+    /// Looks for bytes without sleeping; `None` when there are none in good time.
+    fn look_for_bytes(&mut self) -> Option<Received> {
+        let started = Instant::now();
+        let mut received = Err(Errno::AGAIN);
+        while received == Err(Errno::AGAIN) && started.elapsed() < LOOK_TIME {
+            std::hint::spin_loop();
+            received = rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::DONTWAIT);
+        }
+        let helped = received != Err(Errno::AGAIN);
+        self.eager.helped(helped);
+        helped.then_some(received)
+    }
+
     fn receive(&mut self, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
-        match rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::empty()) {
+        let looked = if self.eager.looks() { self.look_for_bytes() } else { None };
+        let received =
+            looked.unwrap_or_else(|| rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::empty()));
+        match received {
             Ok((0, _)) => Err(Broken::Interrupted("the service ended the connection".to_owned())),
             Ok((bytes, _)) => {
                 self.incoming.arrived(bytes);
@@ -117,6 +139,9 @@ impl Lane {
         }
     }
 }
+
+/// What one system call received.
+type Received = Result<(usize, usize), Errno>;
 
 /// Whether to go on after a system call that did nothing.
 fn look(error: Errno, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {

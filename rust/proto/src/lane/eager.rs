@@ -1,0 +1,95 @@
+//! Looking again and again for a moment before sleeping.
+
+use std::thread::available_parallelism;
+use std::time::Duration;
+
+/// How long to look before sleeping. To wake a sleeping processor takes 20 us, on virtual machines 40 us.
+pub const LOOK_TIME: Duration = Duration::from_micros(50);
+
+/// Most waits in a row that sleep at once because looking did not help.
+const SKIP_MAX: u32 = 1024;
+
+/// Whether it is worth while to look for what one waits for instead of sleeping at once: as long as it comes in time.
+/// After a look in vain the next wait sleeps at once, after two in a row the next two, then four, and so on. So somebody
+/// who waits long, or whose processor others need, looks once in a thousand times.
+#[derive(Debug)]
+pub struct Eagerness {
+    skip: u32,
+    penalty: u32,
+    never: bool,
+}
+
+impl Eagerness {
+    /// Looks at first; never where there is only one processor.
+    pub fn new() -> Self {
+        let never = available_parallelism().map_or(1, usize::from) < 2;
+        Self { skip: 0, penalty: 0, never }
+    }
+
+    /// Whether to look before this wait. Say afterwards whether it helped.
+    pub fn looks(&mut self) -> bool {
+        if self.never || self.skip > 0 {
+            self.skip = self.skip.saturating_sub(1);
+            return false;
+        }
+        true
+    }
+
+    /// What was waited for came while looking, or did not.
+    pub fn helped(&mut self, helped: bool) {
+        self.penalty = if helped { self.penalty / 2 } else { (self.penalty * 2).clamp(1, SKIP_MAX) };
+        self.skip = if helped { 0 } else { self.penalty };
+    }
+}
+
+impl Default for Eagerness {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fresh() -> Eagerness {
+        Eagerness { skip: 0, penalty: 0, never: false }
+    }
+
+    #[test]
+    fn who_looks_in_vain_looks_ever_more_rarely() {
+        let mut eager = fresh();
+        let mut looks = 0;
+        for _ in 0..100_000 {
+            if eager.looks() {
+                looks += 1;
+                eager.helped(false);
+            }
+        }
+        assert!((100..130).contains(&looks), "{looks}");
+    }
+
+    #[test]
+    fn who_finds_goes_on_looking_and_recovers_from_a_bad_time() {
+        let mut eager = fresh();
+        for _ in 0..10_000 {
+            if eager.looks() {
+                eager.helped(false);
+            }
+        }
+        let mut looks = 0;
+        for _ in 0..10_000 {
+            if eager.looks() {
+                looks += 1;
+                eager.helped(true);
+            }
+        }
+        assert!(looks > 8_000, "{looks}");
+    }
+
+    #[test]
+    fn one_processor_is_not_kept_from_those_who_answer() {
+        let mut eager = Eagerness { never: true, ..fresh() };
+        assert!((0..100).all(|_| !eager.looks()));
+    }
+}
