@@ -79,6 +79,10 @@ test-py: setup ## Python tests, with MetaService and LocalService processes
 test-vllm: setup ## real vLLM on the CPU: in one process, then two servers
 	$(PY) -m pytest -m "vllm or e2e" $(PYTEST_ARGS)
 
+.PHONY: test-rdma
+test-rdma: ## RDMA for real, over Soft-RoCE in a small virtual machine; says so where it cannot run
+	integration/rdma_vm/test.sh
+
 .PHONY: verify
 verify: setup ## the read-only gate: formats, lints, types, stubs, import directions, documentation
 	cargo fmt --all --check

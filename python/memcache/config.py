@@ -37,7 +37,7 @@ class StoreConfig:
     lend_bytes: int | str = 0
     """Host memory to lend, in bytes or as ``"4GB"``; 0 lends nothing."""
     protocol: str = "auto"
-    """``"auto"``, ``"host_shm"`` or ``"host_tcp"``: how memory of other processes is reached."""
+    """``"auto"``, ``"host_shm"``, ``"host_rdma"`` or ``"host_tcp"``: how memory of other processes is reached."""
     node_name: str = ""
     """Name for people. Default: host name and process id."""
     data_host: str = ""

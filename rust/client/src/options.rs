@@ -64,6 +64,7 @@ fn choice(protocol: Protocol) -> ProtocolChoice {
     match protocol {
         Protocol::Auto => ProtocolChoice::Auto,
         Protocol::HostShm => ProtocolChoice::HostShm,
+        Protocol::HostRdma => ProtocolChoice::HostRdma,
         Protocol::HostTcp => ProtocolChoice::HostTcp,
     }
 }

@@ -371,6 +371,7 @@ fn write_failure(error: &TransportError) -> PutStatus {
 fn writer_is_done(protocol: Protocol) -> bool {
     match protocol {
         Protocol::Local | Protocol::HostShm => true,
-        Protocol::HostTcp => false,
+        // Packets on their way may still arrive, also after the connection was given up.
+        Protocol::HostRdma | Protocol::HostTcp => false,
     }
 }

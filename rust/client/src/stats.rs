@@ -71,6 +71,8 @@ counters! {
     local_bytes,
     /// Payload bytes moved through shared memory.
     host_shm_bytes,
+    /// Payload bytes moved through RDMA.
+    host_rdma_bytes,
     /// Payload bytes moved through TCP.
     host_tcp_bytes,
 }

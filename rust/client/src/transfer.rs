@@ -163,6 +163,7 @@ fn moved_bytes(stats: &Stats, protocol: Protocol) -> &AtomicU64 {
     match protocol {
         Protocol::Local => &stats.local_bytes,
         Protocol::HostShm => &stats.host_shm_bytes,
+        Protocol::HostRdma => &stats.host_rdma_bytes,
         Protocol::HostTcp => &stats.host_tcp_bytes,
     }
 }

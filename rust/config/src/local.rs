@@ -23,7 +23,7 @@ component! {
     lend_bytes: ByteCount = ByteCount::new(1 << 30),
         "a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| bytes.get() != 0 && is_lendable(*bytes);
     /// How peers reach this memory.
-    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
+    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\", \"host_rdma\" or \"host_tcp\"", |_| true;
     /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.
     data_host: String = String::new(), "a host name or address without port, or empty", |host| is_host(host);
     /// TCP port for data. 0 takes any free port.

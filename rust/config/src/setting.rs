@@ -188,10 +188,12 @@ macro_rules! choice {
 choice! {
     /// How the bytes of a node are reached.
     Protocol {
-        /// Shared memory on the same host, TCP otherwise, chosen for each peer.
+        /// Shared memory on the same host, else RDMA where both sides have it, else TCP; chosen for each peer.
         Auto = "auto",
         /// Shared memory only: peers on other hosts are not reached.
         HostShm = "host_shm",
+        /// RDMA only, also on the same host.
+        HostRdma = "host_rdma",
         /// TCP only, also on the same host.
         HostTcp = "host_tcp",
     }

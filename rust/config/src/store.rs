@@ -24,7 +24,7 @@ component! {
     lend_bytes: ByteCount = ByteCount::new(0),
         "0 or a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| is_lendable(*bytes);
     /// How peers are reached.
-    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\" or \"host_tcp\"", |_| true;
+    protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\", \"host_rdma\" or \"host_tcp\"", |_| true;
     /// Name of this node for humans. Empty: host name and process id.
     node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
     /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.

@@ -20,6 +20,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("memcache-memory", &["memcache-types"]),
     ("memcache-transport", &["memcache-memory", "memcache-types"]),
     ("memcache-device", &["memcache-memory", "memcache-types"]),
+    ("memcache-transport-rdma", &["memcache-memory", "memcache-transport", "memcache-types"]),
     (
         "memcache-client",
         &["memcache-config", "memcache-memory", "memcache-proto", "memcache-transport", "memcache-types"],
@@ -39,8 +40,13 @@ const MAY_NAME: &[(&str, &[&str])] = &[
 ];
 
 /// Foreign crates that stop at one door.
-const ONLY_IN: &[(&str, &[&str])] =
-    &[("pyo3", &["memcache-python"]), ("numpy", &["memcache-python"]), ("rdma-sys", &[]), ("ascend-sys", &[])];
+const ONLY_IN: &[(&str, &[&str])] = &[
+    ("pyo3", &["memcache-python"]),
+    ("numpy", &["memcache-python"]),
+    ("rdma-sys", &["memcache-transport-rdma"]),
+    ("libloading", &["memcache-transport-rdma"]),
+    ("ascend-sys", &[]),
+];
 
 /// Crates that move no bytes and therefore hold no unsafe code.
 const FORBID_UNSAFE: &[&str] = &["rust/types", "rust/config", "rust/proto", "metaservice"];

@@ -8,7 +8,8 @@ use thiserror::Error;
 use crate::host::HostId;
 
 const MAGIC: [u8; 4] = *b"MCRD";
-const VERSION: u16 = 1;
+/// 2 added the RDMA address.
+const VERSION: u16 = 2;
 /// Longest socket name or address, in bytes. A socket name has 107 at most, a host name 253.
 const NAME_BYTES_MAX: usize = 320;
 
@@ -27,6 +28,8 @@ pub struct RegionDescriptor {
     pub shm: Option<String>,
     /// `host:port` of its TCP data server, if it has one.
     pub tcp: Option<String>,
+    /// `host:port` at which RDMA connections to it are agreed on, if it can be reached so.
+    pub rdma: Option<String>,
 }
 
 impl fmt::Debug for RegionDescriptor {
@@ -37,6 +40,7 @@ impl fmt::Debug for RegionDescriptor {
             .field("pid", &self.pid)
             .field("shm", &self.shm)
             .field("tcp", &self.tcp)
+            .field("rdma", &self.rdma)
             .finish_non_exhaustive()
     }
 }
@@ -90,7 +94,7 @@ impl RegionDescriptor {
         bytes.extend_from_slice(&self.token.to_le_bytes());
         bytes.extend_from_slice(&self.host.to_bytes());
         bytes.extend_from_slice(&self.pid.to_le_bytes());
-        for name in [&self.shm, &self.tcp] {
+        for name in [&self.shm, &self.tcp, &self.rdma] {
             let name = name.as_deref().unwrap_or("");
             // The server makes its names from a checked host and fixed parts; longer ones never get here.
             let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
@@ -129,8 +133,9 @@ impl RegionDescriptor {
         let pid = u32::from_le_bytes(reader.take("process id")?);
         let shm = reader.name("socket name")?;
         let tcp = reader.name("address")?;
+        let rdma = reader.name("RDMA address")?;
         match reader.rest.len() {
-            0 => Ok(Self { region_bytes, token, host, pid, shm, tcp }),
+            0 => Ok(Self { region_bytes, token, host, pid, shm, tcp, rdma }),
             bytes => Err(DescriptorError::Trailing { bytes }),
         }
     }
@@ -176,8 +181,16 @@ mod tests {
         let name = || prop::option::of("[a-z0-9:.-]{1,107}");
         let host = (any::<u128>(), any::<u64>(), any::<u64>())
             .prop_map(|(boot, net, user)| HostId::from_parts(boot, net, user));
-        (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX, any::<u128>(), host, any::<u32>(), name(), name()).prop_map(
-            |(region_bytes, token, host, pid, shm, tcp)| RegionDescriptor { region_bytes, token, host, pid, shm, tcp },
+        (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX, any::<u128>(), host, any::<u32>(), name(), name(), name()).prop_map(
+            |(region_bytes, token, host, pid, shm, tcp, rdma)| RegionDescriptor {
+                region_bytes,
+                token,
+                host,
+                pid,
+                shm,
+                tcp,
+                rdma,
+            },
         )
     }
 
@@ -215,6 +228,7 @@ mod tests {
             pid: 1,
             shm: None,
             tcp: None,
+            rdma: None,
         };
         let shown = format!("{descriptor:?}");
         assert!(!shown.contains("dead") && !shown.contains(&0xdead_beef_u128.to_string()), "{shown}");

@@ -69,12 +69,13 @@ impl TransportError {
         Self::InvalidOp { why: why.into() }
     }
 
-    pub(crate) fn refused(reason: impl Into<String>) -> Self {
+    /// The peer said no, for this reason.
+    pub fn refused(reason: impl Into<String>) -> Self {
         Self::Refused { reason: reason.into() }
     }
 
     /// What a failed system call on a connection means.
-    pub(crate) fn from_io(operation: &'static str, error: &io::Error) -> Self {
+    pub fn from_io(operation: &'static str, error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::ConnectionReset
             | io::ErrorKind::ConnectionRefused

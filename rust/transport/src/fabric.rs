@@ -13,6 +13,7 @@ use crate::host::HostId;
 use crate::link::Link;
 use crate::mapped::MappedLink;
 use crate::protocol::{Protocol, ProtocolChoice};
+use crate::road::Road;
 use crate::server::RegionServer;
 use crate::shm::client::attach;
 use crate::shm::companion::accompany;
@@ -45,6 +46,7 @@ impl Default for FabricOptions {
 pub struct Fabric {
     options: FabricOptions,
     host: HostId,
+    rdma: Option<Arc<dyn Road>>,
     routes: Arc<Mutex<Routes>>,
 }
 
@@ -76,7 +78,12 @@ enum Known {
 impl Fabric {
     /// A fabric that knows no region yet.
     pub fn new(options: FabricOptions) -> Self {
-        Self { options, host: HostId::current(), routes: Arc::default() }
+        Self::with_rdma(options, None)
+    }
+
+    /// The same with a road over RDMA, taken where the choice allows it and the peer has one too.
+    pub fn with_rdma(options: FabricOptions, rdma: Option<Arc<dyn Road>>) -> Self {
+        Self { options, host: HostId::current(), rdma, routes: Arc::default() }
     }
 
     /// Makes the segment of a server of this process reachable directly.
@@ -159,8 +166,27 @@ impl Fabric {
                     self.open_tcp(descriptor, deadline)
                 })
             }
+            ProtocolChoice::HostRdma => self.open_rdma(descriptor, deadline),
+            ProtocolChoice::Auto if !is_near && descriptor.rdma.is_some() && self.rdma.is_some() => {
+                self.open_rdma(descriptor, deadline).or_else(|error| {
+                    if descriptor.tcp.is_none() {
+                        return Err(error);
+                    }
+                    if error != TransportError::PeerGone {
+                        tracing::warn!(%error, "a peer offers RDMA that does not lead there, trying TCP");
+                    }
+                    self.open_tcp(descriptor, deadline)
+                })
+            }
             ProtocolChoice::Auto | ProtocolChoice::HostTcp => self.open_tcp(descriptor, deadline),
         }
+    }
+
+    fn open_rdma(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {
+        let unavailable = |why: &str| TransportError::Unavailable { protocol: Protocol::HostRdma, why: why.to_owned() };
+        let road = self.rdma.as_ref().ok_or_else(|| unavailable("this process was built without RDMA"))?;
+        let address = descriptor.rdma.as_deref().ok_or_else(|| unavailable("the peer is not reachable over RDMA"))?;
+        road.open(address, descriptor.token, descriptor.region_bytes, deadline)
     }
 
     fn open_shm(&self, descriptor: &RegionDescriptor, deadline: Instant) -> Result<Arc<dyn Link>, TransportError> {

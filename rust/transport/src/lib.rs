@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`Protocol::Local`] | the segment belongs to this process | copies |
 //! | [`Protocol::HostShm`] | owner and reader share a host | the owner hands out its memfd once, then copies |
+//! | [`Protocol::HostRdma`] | anywhere with RDMA devices | a [`Road`] that a crate above brings |
 //! | [`Protocol::HostTcp`] | anywhere | frames over TCP, straight between socket and memory on both sides |
 //!
 //! What all of them promise is written at [`Link`] and checked by one conformance suite in `memcache-testkit`.
@@ -24,6 +25,7 @@ mod net;
 pub mod ops;
 pub mod plan;
 pub mod protocol;
+pub mod road;
 pub mod server;
 mod shm;
 mod tcp;
@@ -37,4 +39,5 @@ pub use host::HostId;
 pub use link::Link;
 pub use ops::{ReadOp, SummedWriteOp, WriteOp};
 pub use protocol::{Protocol, ProtocolChoice, UnknownProtocol};
+pub use road::{Door, Road};
 pub use server::{RegionServer, ServerOptions};

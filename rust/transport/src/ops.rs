@@ -54,13 +54,21 @@ impl<'a> SummedWriteOp<'a> {
 }
 
 impl ReadOp<'_> {
-    pub(crate) fn check(&self, region_bytes: u64) -> Result<(), TransportError> {
+    /// Whether the operation makes sense in a region of this many bytes.
+    ///
+    /// # Errors
+    /// [`TransportError::InvalidOp`] naming the rule it breaks.
+    pub fn check(&self, region_bytes: u64) -> Result<(), TransportError> {
         check(self.extent, self.payload_bytes, self.local, region_bytes)
     }
 }
 
 impl WriteOp<'_> {
-    pub(crate) fn check(&self, region_bytes: u64) -> Result<(), TransportError> {
+    /// Whether the operation makes sense in a region of this many bytes.
+    ///
+    /// # Errors
+    /// [`TransportError::InvalidOp`] naming the rule it breaks.
+    pub fn check(&self, region_bytes: u64) -> Result<(), TransportError> {
         check(self.extent, self.payload_bytes, self.local, region_bytes)
     }
 }

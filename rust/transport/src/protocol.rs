@@ -12,6 +12,8 @@ pub enum Protocol {
     Local,
     /// The segment is mapped from another process of this host.
     HostShm,
+    /// The owner's network device reads and writes the segment for us.
+    HostRdma,
     /// The segment's owner answers over TCP.
     HostTcp,
 }
@@ -22,6 +24,7 @@ impl Protocol {
         match self {
             Self::Local => "local",
             Self::HostShm => "host_shm",
+            Self::HostRdma => "host_rdma",
             Self::HostTcp => "host_tcp",
         }
     }
@@ -36,12 +39,14 @@ impl fmt::Display for Protocol {
 /// What the user asks for: one protocol, or the best that reaches each peer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum ProtocolChoice {
-    /// Shared memory on the same host, TCP otherwise.
+    /// Shared memory on the same host; elsewhere RDMA if both sides have it, else TCP.
     #[default]
     Auto,
     /// Shared memory only. A peer it does not reach is unavailable.
     HostShm,
-    /// TCP only.
+    /// RDMA only, also on the same host.
+    HostRdma,
+    /// TCP only, also on the same host.
     HostTcp,
 }
 
@@ -49,6 +54,11 @@ impl ProtocolChoice {
     /// Whether this choice lets other processes come in by shared memory.
     pub const fn allows_shm(self) -> bool {
         matches!(self, Self::Auto | Self::HostShm)
+    }
+
+    /// Whether this choice lets other processes come in by RDMA.
+    pub const fn allows_rdma(self) -> bool {
+        matches!(self, Self::Auto | Self::HostRdma)
     }
 
     /// Whether this choice lets other processes come in by TCP.
@@ -62,6 +72,7 @@ impl fmt::Display for ProtocolChoice {
         f.write_str(match self {
             Self::Auto => "auto",
             Self::HostShm => Protocol::HostShm.name(),
+            Self::HostRdma => Protocol::HostRdma.name(),
             Self::HostTcp => Protocol::HostTcp.name(),
         })
     }
@@ -69,7 +80,7 @@ impl fmt::Display for ProtocolChoice {
 
 /// A name that is no protocol.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-#[error("unknown protocol {name:?}: want \"auto\", \"host_shm\" or \"host_tcp\"")]
+#[error("unknown protocol {name:?}: want \"auto\", \"host_shm\", \"host_rdma\" or \"host_tcp\"")]
 pub struct UnknownProtocol {
     /// What was given.
     pub name: String,
@@ -79,7 +90,7 @@ impl FromStr for ProtocolChoice {
     type Err = UnknownProtocol;
 
     fn from_str(name: &str) -> Result<Self, Self::Err> {
-        [Self::Auto, Self::HostShm, Self::HostTcp]
+        [Self::Auto, Self::HostShm, Self::HostRdma, Self::HostTcp]
             .into_iter()
             .find(|choice| choice.to_string() == name)
             .ok_or_else(|| UnknownProtocol { name: name.to_owned() })
@@ -92,7 +103,8 @@ mod tests {
 
     #[test]
     fn every_choice_reads_back_as_it_prints() {
-        for choice in [ProtocolChoice::Auto, ProtocolChoice::HostShm, ProtocolChoice::HostTcp] {
+        for choice in [ProtocolChoice::Auto, ProtocolChoice::HostShm, ProtocolChoice::HostRdma, ProtocolChoice::HostTcp]
+        {
             assert_eq!(choice.to_string().parse(), Ok(choice));
         }
         let error = "rdma".parse::<ProtocolChoice>().unwrap_err();

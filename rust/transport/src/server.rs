@@ -12,6 +12,7 @@ use crate::descriptor::RegionDescriptor;
 use crate::error::TransportError;
 use crate::host::HostId;
 use crate::protocol::{Protocol, ProtocolChoice};
+use crate::road::{Door, Road};
 use crate::shm::server::ShmServer;
 use crate::tcp::server::{CONNECTIONS_MAX, TcpServer};
 
@@ -22,7 +23,7 @@ const HOST_BYTES_MAX: usize = 253;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerOptions {
     /// Which doors to open. With [`ProtocolChoice::Auto`], shared memory that the system does not allow is a
-    /// warning; asked for by name it is an error.
+    /// warning and missing RDMA a note; asked for by name either is an error.
     pub protocols: ProtocolChoice,
     /// Address or name to serve TCP on, also the one peers are told. For an unspecified address (`0.0.0.0`,
     /// `::`) peers are told the address this host would use towards others.
@@ -44,6 +45,7 @@ pub struct RegionServer {
     segment: Arc<Segment>,
     shm: Option<ShmServer>,
     tcp: Option<TcpServer>,
+    rdma: Option<Box<dyn Door>>,
     /// The process the threads belong to.
     pid: u32,
 }
@@ -55,6 +57,18 @@ impl RegionServer {
     /// [`TransportError::AddressInUse`] if the port is taken; [`TransportError::Unavailable`] if a door asked for
     /// by name cannot be opened; [`TransportError::Io`] if the system is out of something.
     pub fn start(segment: Arc<Segment>, options: &ServerOptions) -> Result<Self, TransportError> {
+        Self::start_with(segment, options, None)
+    }
+
+    /// As [`start`](Self::start), with RDMA if `rdma` can give it.
+    ///
+    /// # Errors
+    /// As there. With [`ProtocolChoice::Auto`], RDMA that this machine does not have is no error.
+    pub fn start_with(
+        segment: Arc<Segment>,
+        options: &ServerOptions,
+        rdma: Option<&dyn Road>,
+    ) -> Result<Self, TransportError> {
         let token = random()?;
         let mut server = Self {
             descriptor: RegionDescriptor {
@@ -64,16 +78,21 @@ impl RegionServer {
                 pid: std::process::id(),
                 shm: None,
                 tcp: None,
+                rdma: None,
             },
             segment,
             shm: None,
             tcp: None,
+            rdma: None,
             pid: std::process::id(),
         };
         if options.protocols.allows_tcp() {
             let (listener, address) = listen(&options.data_host, options.data_port)?;
             server.tcp = Some(TcpServer::start(listener, Arc::clone(&server.segment), token, CONNECTIONS_MAX)?);
             server.descriptor.tcp = Some(address);
+        }
+        if options.protocols.allows_rdma() {
+            server.open_rdma(options, rdma)?;
         }
         if options.protocols.allows_shm() {
             // The name shows in /proc/net/unix, so it says nothing about the token.
@@ -94,6 +113,30 @@ impl RegionServer {
         Ok(server)
     }
 
+    fn open_rdma(&mut self, options: &ServerOptions, road: Option<&dyn Road>) -> Result<(), TransportError> {
+        let is_asked_for = options.protocols == ProtocolChoice::HostRdma;
+        let Some(road) = road else {
+            let why = "this process was built without RDMA".to_owned();
+            return if is_asked_for {
+                Err(TransportError::Unavailable { protocol: Protocol::HostRdma, why })
+            } else {
+                Ok(())
+            };
+        };
+        // The port that was asked for belongs to the TCP data server where there is one.
+        let port = if is_asked_for { options.data_port } else { 0 };
+        let (listener, address) = listen(&options.data_host, port)?;
+        match road.serve(Arc::clone(&self.segment), self.descriptor.token, listener) {
+            Ok(door) => {
+                self.rdma = Some(door);
+                self.descriptor.rdma = Some(address);
+            }
+            Err(error) if is_asked_for => return Err(error),
+            Err(error) => tracing::info!(%error, "this segment is not served over RDMA"),
+        }
+        Ok(())
+    }
+
     /// What peers need to reach the segment.
     pub fn descriptor(&self) -> &RegionDescriptor {
         &self.descriptor
@@ -110,6 +153,9 @@ impl RegionServer {
         let is_ours = std::process::id() == self.pid;
         if let Some(mut shm) = self.shm.take() {
             if is_ours { shm.stop() } else { shm.abandon() }
+        }
+        if let Some(mut rdma) = self.rdma.take() {
+            if is_ours { rdma.stop() } else { rdma.abandon() }
         }
         if let Some(mut tcp) = self.tcp.take() {
             if is_ours { tcp.stop() } else { tcp.abandon() }

@@ -43,6 +43,7 @@ fn tcp_descriptor(address: &str) -> RegionDescriptor {
         pid: 0,
         shm: None,
         tcp: Some(address.to_owned()),
+        rdma: None,
     }
 }
 
