@@ -38,6 +38,8 @@ class StoreConfig:
     """Host memory to lend, in bytes or as ``"4GB"``; 0 lends nothing."""
     protocol: str = "auto"
     """``"auto"``, ``"host_shm"``, ``"host_rdma"`` or ``"host_tcp"``: how memory of other processes is reached."""
+    rdma_device: str = ""
+    """``"device"``, ``"device:port"`` or ``"device:port:gid_index"``. Empty: the first with an active port."""
     node_name: str = ""
     """Name for people. Default: host name and process id."""
     data_host: str = ""

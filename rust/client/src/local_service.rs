@@ -18,6 +18,7 @@ use crate::error::{InvalidCall, StoreError};
 use crate::listing::Listing;
 use crate::random::random_id;
 use crate::repair::Copier;
+use crate::roads::rdma;
 
 /// Longest wait for one answer about membership.
 const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(2);
@@ -47,6 +48,8 @@ pub struct LocalOptions {
     pub data_host: String,
     /// Its port; 0 for any free one.
     pub data_port: u16,
+    /// RDMA device, port and address index (`"mlx5_0:1:3"`), or a part of it; empty chooses.
+    pub rdma_device: String,
     /// Use huge pages where there are any.
     pub huge_pages: bool,
     /// Touch all memory at the start, so that no put pays for it.
@@ -110,13 +113,15 @@ impl LocalService {
         let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
         let shape = Shape::new(options.bytes, options.records, 1);
         let segment = Arc::new(Segment::create(shape.region_bytes, &memory)?);
-        let server = RegionServer::start(
+        let rdma = rdma(options.protocol, &options.rdma_device)?;
+        let server = RegionServer::start_with(
             Arc::clone(&segment),
             &ServerOptions {
                 protocols: options.protocol,
                 data_host: options.data_host.clone(),
                 data_port: options.data_port,
             },
+            rdma.as_deref(),
         )?;
         let node = NodeId::new(random_id()?);
         let incarnation = Incarnation::new(now_nanos());
@@ -149,7 +154,7 @@ impl LocalService {
         let mut threads =
             vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?];
         if options.repair_bytes_per_s > 0 {
-            let copier = Copier::new(Arc::clone(&member), segment, options);
+            let copier = Copier::new(Arc::clone(&member), segment, rdma, options);
             let copier = std::thread::Builder::new().name("memcache-repair".to_owned()).spawn(move || copier.run());
             match copier {
                 Ok(copier) => threads.push(copier),

@@ -24,6 +24,7 @@ impl StoreOptions {
             protocol: choice(config.protocol),
             data_host: data_host(&config.data_host, &endpoint),
             data_port: 0,
+            rdma_device: config.rdma_device.clone(),
             huge_pages: config.huge_pages,
             prefault: true,
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
@@ -39,7 +40,8 @@ impl StoreOptions {
             ChecksumPolicy::Off => Checksums::Off,
         };
         let replicas = usize::try_from(config.replica_num).unwrap_or(usize::MAX);
-        Self { endpoint, lend, protocol: choice(config.protocol), checksums, replicas, transfer_threads }
+        let (protocol, rdma_device) = (choice(config.protocol), config.rdma_device.clone());
+        Self { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads }
     }
 }
 
@@ -52,6 +54,7 @@ impl LocalOptions {
             protocol: choice(config.protocol),
             data_host: data_host(&config.data_host, &config.meta_address),
             data_port: config.data_port,
+            rdma_device: config.rdma_device.clone(),
             huge_pages: config.huge_pages,
             prefault: config.prefault,
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),

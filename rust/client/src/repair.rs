@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use memcache_memory::holdings::RecordHead;
 use memcache_memory::{Segment, Trailer};
 use memcache_proto::pb::{self, CopyTask, reply, request};
-use memcache_transport::{Fabric, FabricOptions};
+use memcache_transport::{Fabric, FabricOptions, Road};
 use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, ScatterList, SegmentId, extent_bytes};
 
 use crate::book::BookError;
@@ -66,11 +66,17 @@ struct Copy {
 }
 
 impl Copier {
-    pub(crate) fn new(member: Arc<Member>, segment: Arc<Segment>, options: &LocalOptions) -> Self {
+    pub(crate) fn new(
+        member: Arc<Member>,
+        segment: Arc<Segment>,
+        rdma: Option<Arc<dyn Road>>,
+        options: &LocalOptions,
+    ) -> Self {
+        let choice = FabricOptions { choice: options.protocol, ..FabricOptions::default() };
         Self {
             member,
             segment,
-            fabric: Fabric::new(FabricOptions { choice: options.protocol, ..FabricOptions::default() }),
+            fabric: Fabric::with_rdma(choice, rdma),
             directory: Directory::new(),
             // One thread, this one: copies for others must not take the cores from the engine.
             workers: Workers::new("memcache-repair-copy", 1, 1),

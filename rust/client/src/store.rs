@@ -1,5 +1,6 @@
 //! The client: everything a process does with the pool goes through one of these.
 
+use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -20,6 +21,7 @@ use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, LocalService};
 use crate::lookup::Shared;
 use crate::put::PutOptions;
+use crate::roads::rdma;
 use crate::stats::{Stats, StatsSnapshot};
 use crate::transfer::Transfer;
 
@@ -53,12 +55,25 @@ pub struct StoreOptions {
     pub lend: Option<LocalOptions>,
     /// Which transports may be used.
     pub protocol: ProtocolChoice,
+    /// RDMA device, port and address index (`"mlx5_0:1:3"`), or a part of it; empty chooses.
+    pub rdma_device: String,
     /// Checksum policy.
     pub checksums: Checksums,
     /// Replicas of each key that a put makes unless it says otherwise, 1 to 8.
     pub replicas: usize,
     /// Threads that copy for one call, this one included; at least 1.
     pub transfer_threads: usize,
+}
+
+/// Local memory that is ready for transfers; see [`Store::prepare`].
+pub struct Prepared {
+    _held: Option<Box<dyn Any + Send + Sync>>,
+}
+
+impl fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Prepared").finish_non_exhaustive()
+    }
 }
 
 /// A client of one pool. Cheap to share by reference; all methods may be called from any thread.
@@ -87,7 +102,8 @@ impl Store {
     /// Lending memory takes the time to touch all of it.
     pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
         let book = Book::open(options.endpoint.clone())?;
-        let fabric = Fabric::new(FabricOptions { choice: options.protocol, ..FabricOptions::default() });
+        let rdma = rdma(options.protocol, &options.rdma_device)?;
+        let fabric = Fabric::with_rdma(FabricOptions { choice: options.protocol, ..FabricOptions::default() }, rdma);
         let local = match &options.lend {
             Some(lend) => {
                 let local = LocalService::start(Arc::clone(&book), lend)?;
@@ -112,6 +128,16 @@ impl Store {
             process: std::process::id(),
         };
         Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Prepares local memory that many transfers will use, such as a KV cache, until the returned value is dropped:
+    /// transports that need it registered do so once. Costs nothing where none does.
+    ///
+    /// # Safety
+    /// Until then the range stays mapped as it is: not unmapped, not moved, not replaced by other memory.
+    pub unsafe fn prepare(&self, address: u64, bytes: u64) -> Result<Prepared, StoreError> {
+        // SAFETY: the same promise.
+        Ok(Prepared { _held: unsafe { self.inner()?.fabric.prepare(address, bytes) } })
     }
 
     /// Stores one object a key and says for each what became of it. A key is stored when one of its replicas is.

@@ -35,6 +35,7 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
         protocol: ProtocolChoice::Auto,
         data_host: "127.0.0.1".to_owned(),
         data_port: 0,
+        rdma_device: String::new(),
         huge_pages: false,
         prefault: false,
         records: 0,
@@ -42,7 +43,9 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
     });
     let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
-    Store::open(&StoreOptions { endpoint, lend, protocol, checksums, replicas: 1, transfer_threads: 2 }).unwrap()
+    let (rdma_device, replicas) = (String::new(), 1);
+    Store::open(&StoreOptions { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads: 2 })
+        .unwrap()
 }
 
 fn options(exclusive: bool) -> PutOptions {

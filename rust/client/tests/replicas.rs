@@ -31,6 +31,7 @@ fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
         protocol: ProtocolChoice::Auto,
         data_host: "127.0.0.1".to_owned(),
         data_port: 0,
+        rdma_device: String::new(),
         huge_pages: false,
         prefault: false,
         records: 0,
@@ -39,6 +40,7 @@ fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
     let options = StoreOptions {
         endpoint: meta.address().clone(),
         lend,
+        rdma_device: String::new(),
         protocol: ProtocolChoice::Auto,
         checksums: Checksums::Always,
         replicas: 1,

@@ -24,6 +24,8 @@ component! {
         "a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| bytes.get() != 0 && is_lendable(*bytes);
     /// How peers reach this memory.
     protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\", \"host_rdma\" or \"host_tcp\"", |_| true;
+    /// RDMA device, its port and the index of its address: "mlx5_0", "mlx5_0:1" or "mlx5_0:1:3". Empty: the first with an active port, RoCE v2.
+    rdma_device: String = String::new(), "a device name, with port and GID index if wanted, or empty", |device| is_device(device);
     /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.
     data_host: String = String::new(), "a host name or address without port, or empty", |host| is_host(host);
     /// TCP port for data. 0 takes any free port.
@@ -48,6 +50,10 @@ component! {
 
 pub(crate) fn is_host(host: &str) -> bool {
     !host.contains(|c: char| c.is_whitespace() || c == '/' || c == '[')
+}
+
+pub(crate) fn is_device(device: &str) -> bool {
+    device.len() <= 64 && device.chars().all(|c| c.is_ascii_alphanumeric() || "_-.:".contains(c))
 }
 
 impl LocalConfig {

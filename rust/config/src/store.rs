@@ -9,7 +9,7 @@ use crate::component::component;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::layers::FILE_VARIABLE;
-use crate::local::{is_host, is_lendable};
+use crate::local::{is_device, is_host, is_lendable};
 use crate::setting::{ChecksumPolicy, Protocol};
 
 component! {
@@ -25,6 +25,8 @@ component! {
         "0 or a size such as \"512MB\" or \"64GB\", from 1MB to 256TB", |bytes| is_lendable(*bytes);
     /// How peers are reached.
     protocol: Protocol = Protocol::Auto, "\"auto\", \"host_shm\", \"host_rdma\" or \"host_tcp\"", |_| true;
+    /// RDMA device, its port and the index of its address: "mlx5_0", "mlx5_0:1" or "mlx5_0:1:3". Empty: the first with an active port, RoCE v2.
+    rdma_device: String = String::new(), "a device name, with port and GID index if wanted, or empty", |device| is_device(device);
     /// Name of this node for humans. Empty: host name and process id.
     node_name: String = String::new(), "up to 256 bytes", |name| name.len() <= NODE_NAME_BYTES_MAX;
     /// Host name or address that peers on other hosts connect to for data. Empty: 127.0.0.1 if the MetaService is on this host, else the address this host reaches it from.

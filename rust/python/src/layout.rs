@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use memcache_client::{Buffers, StoreError};
+use memcache_client::{Buffers, Prepared, Store, StoreError};
 use memcache_types::{KvLayout as Layout, ScatterList, TensorView};
 use pyo3::prelude::*;
 
@@ -19,12 +19,15 @@ pub(crate) struct KvLayout {
 /// The layout and the tensors it points into.
 struct Registered {
     layout: Layout,
+    // Before the tensors: transports let go of the memory before it is freed.
+    #[allow(dead_code, reason = "keeps the memory ready for transfers")]
+    prepared: Vec<Prepared>,
     #[allow(dead_code, reason = "keeps the tensors alive")]
     tensors: Vec<Py<PyAny>>,
 }
 
 impl KvLayout {
-    pub(crate) fn register(tensors: &Bound<'_, PyAny>, num_blocks: Option<u64>) -> PyResult<Self> {
+    pub(crate) fn register(store: &Store, tensors: &Bound<'_, PyAny>, num_blocks: Option<u64>) -> PyResult<Self> {
         let mut views = Vec::new();
         let mut kept = Vec::new();
         for tensor in tensors.try_iter()? {
@@ -34,7 +37,14 @@ impl KvLayout {
             kept.push(tensor.unbind());
         }
         let layout = Layout::new(&views, num_blocks).map_err(|error| store_error(&error.into()))?;
-        Ok(Self { layout: Arc::new(Registered { layout, tensors: kept }) })
+        let span = |(address, bytes)| {
+            // SAFETY: the tensors are held as long as what is prepared and are let go after it; that tensors given as
+            // numbers stay is the caller's promise, as the manual says.
+            unsafe { store.prepare(address, bytes) }.map_err(|error| store_error(&error))
+        };
+        let prepared =
+            tensors.py().detach(|| TensorView::spans(&views).into_iter().map(span).collect::<PyResult<_>>())?;
+        Ok(Self { layout: Arc::new(Registered { layout, prepared, tensors: kept }) })
     }
 
     /// The pieces of these blocks.

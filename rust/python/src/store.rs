@@ -172,9 +172,8 @@ impl Store {
 
     /// Registers the tensors of a KV cache.
     #[pyo3(signature = (tensors, num_blocks=None))]
-    #[allow(clippy::unused_self, reason = "a store registers with its transports here once there are any that need it")]
     fn register_layout(&self, tensors: &Bound<'_, PyAny>, num_blocks: Option<u64>) -> PyResult<KvLayout> {
-        KvLayout::register(tensors, num_blocks)
+        KvLayout::register(&self.client, tensors, num_blocks)
     }
 
     /// Puts blocks of a KV cache, one object a key.

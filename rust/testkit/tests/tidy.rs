@@ -23,7 +23,14 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("memcache-transport-rdma", &["memcache-memory", "memcache-transport", "memcache-types"]),
     (
         "memcache-client",
-        &["memcache-config", "memcache-memory", "memcache-proto", "memcache-transport", "memcache-types"],
+        &[
+            "memcache-config",
+            "memcache-memory",
+            "memcache-proto",
+            "memcache-transport",
+            "memcache-transport-rdma",
+            "memcache-types",
+        ],
     ),
     ("memcache-meta", &["memcache-config", "memcache-proto", "memcache-types"]),
     (

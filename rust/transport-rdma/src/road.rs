@@ -1,12 +1,15 @@
 //! RDMA as a road: opened when it is first needed.
 
 use std::any::Any;
+use std::collections::HashMap;
 use std::net::TcpListener;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use memcache_memory::Segment;
+use parking_lot::Mutex;
+
 use memcache_transport::{Door, Link, Protocol, Road, TransportError};
 
 use crate::control::{Target, resolve, unavailable};
@@ -86,6 +89,27 @@ impl RdmaRoad {
         let device = Arc::default();
         let ranges = Arc::new(Ranges::new(Registering(Arc::clone(&device)), options.registered_bytes_max));
         Ok(Self { wanted, device, ranges, counters: Arc::default() })
+    }
+
+    /// The road over this device that the whole process shares: one device, and one registration of local memory,
+    /// for all who use it.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn shared(options: &RdmaOptions) -> Result<Arc<Self>, TransportError> {
+        // With the process id: a forked child must not use what it inherits.
+        type Roads = HashMap<(u32, String, u64), Weak<RdmaRoad>>;
+        static ROADS: Mutex<Option<Roads>> = Mutex::new(None);
+        let key = (std::process::id(), options.device.clone(), options.registered_bytes_max);
+        let mut roads = ROADS.lock();
+        let roads = roads.get_or_insert_default();
+        if let Some(road) = roads.get(&key).and_then(Weak::upgrade) {
+            return Ok(road);
+        }
+        let road = Arc::new(Self::new(options)?);
+        roads.retain(|_, road| road.strong_count() > 0);
+        roads.insert(key, Arc::downgrade(&road));
+        Ok(road)
     }
 
     /// Opens the device, unless it is open.

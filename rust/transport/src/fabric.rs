@@ -1,5 +1,6 @@
 //! Finding the road to a region, and keeping it.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -131,6 +132,16 @@ impl Fabric {
         };
         drop(routes);
         result
+    }
+
+    /// Prepares local memory that many transfers will use, until the returned value is dropped. `None` where no road
+    /// needs that.
+    ///
+    /// # Safety
+    /// Until then the range stays mapped as it is: not unmapped, not moved, not replaced by other memory.
+    pub unsafe fn prepare(&self, address: u64, bytes: u64) -> Option<Box<dyn Any + Send + Sync>> {
+        // SAFETY: the same promise.
+        self.rdma.as_ref().map(|road| unsafe { road.prepare(address, bytes) })
     }
 
     /// How far away a region is, without a try to reach it: 0 in this process, 1 on this host, 2 elsewhere, 3 where it

@@ -36,6 +36,32 @@ pub struct TensorView {
     pub item_bytes: u64,
 }
 
+impl TensorView {
+    /// Where these tensors lie: first byte and length of each run of memory, in order, those that overlap or touch
+    /// joined. Tensors without elements, or that no memory holds, lie nowhere.
+    pub fn spans(views: &[Self]) -> Vec<(u64, u64)> {
+        let mut spans: Vec<(u64, u64)> = views.iter().filter_map(Self::span).collect();
+        spans.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::with_capacity(spans.len());
+        for (start, bytes) in spans {
+            match joined.last_mut() {
+                Some((first, length)) if *first + *length >= start => *length = (*length).max(start + bytes - *first),
+                _ => joined.push((start, bytes)),
+            }
+        }
+        joined
+    }
+
+    fn span(&self) -> Option<(u64, u64)> {
+        let mut bytes = self.item_bytes;
+        for (length, stride) in self.shape.iter().zip(&self.strides) {
+            bytes = bytes.checked_add(length.checked_sub(1)?.checked_mul(*stride)?)?;
+        }
+        self.address.checked_add(bytes)?;
+        (bytes > 0).then_some((self.address, bytes))
+    }
+}
+
 /// Why some tensors are not a KV cache, or a number not a block of it.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum LayoutError {

@@ -138,3 +138,17 @@ proptest! {
         prop_assert_eq!(all.len(), total);
     }
 }
+
+#[test]
+fn tensors_lie_in_runs_of_memory() {
+    let bytes = 4 * 2 * 16 * 8 * 2;
+    // Each layer apart, directly after each other: one run. Layers between the blocks: the same run.
+    for order in ["LBHNC", "BLHNC"] {
+        assert_eq!(TensorView::spans(&views(order, 3, [4, 2, 16, 8], 1000)), [(1000, 3 * bytes)], "{order}");
+    }
+    let mut apart = views("LBHNC", 2, [4, 2, 16, 8], 1000);
+    apart[0].address += 100_000;
+    apart.push(TensorView { shape: vec![0, 4], strides: vec![4, 1], address: 7, item_bytes: 1 });
+    apart.push(TensorView { shape: vec![2, 2], strides: vec![u64::MAX, 1], address: 7, item_bytes: 1 });
+    assert_eq!(TensorView::spans(&apart), [(1000 + bytes, bytes), (101_000, bytes)]);
+}
