@@ -51,6 +51,7 @@ fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) ->
         protocol: ProtocolChoice::Auto,
         data_host: "127.0.0.1".to_owned(),
         data_port: 0,
+        rdma_device: String::new(),
         huge_pages: false,
         prefault: false,
         records,
@@ -58,7 +59,9 @@ fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) ->
     });
     let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
-    Store::open(&StoreOptions { endpoint, lend, protocol, checksums, transfer_threads: 2, replicas: 1 }).unwrap()
+    let (rdma_device, replicas) = (String::new(), 1);
+    Store::open(&StoreOptions { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads: 2 })
+        .unwrap()
 }
 
 fn name(number: usize) -> String {
