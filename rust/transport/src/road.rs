@@ -46,7 +46,7 @@ pub trait Road: Send + Sync + Debug {
 }
 
 /// A region that peers can reach over a [`Road`].
-pub trait Door: Send + Debug {
+pub trait Door: Send + Sync + Debug {
     /// Hangs up on all peers, within two seconds: afterwards nobody reaches the region this way. Only for the process
     /// that opened it.
     fn stop(&mut self);
