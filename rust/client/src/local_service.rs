@@ -1,12 +1,13 @@
 //! Lending memory: a segment, the servers that let peers reach it, and membership in the pool.
 
 use std::fmt;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use memcache_memory::holdings::{Holdings, Shape};
-use memcache_memory::{Segment, SegmentOptions};
+use memcache_memory::holdings::{Holdings, Identity, Shape};
+use memcache_memory::{PersistLock, PersistOptions, Persisted, Segment, SegmentOptions};
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::{Fabric, ProtocolChoice, RegionServer, ServerOptions};
 use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -28,6 +29,9 @@ const JOIN_PAUSE: Duration = Duration::from_millis(100);
 
 /// Longest wait for the book to hear that we leave.
 const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Longest wait for the process that lends the same file to stop.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How often a node that is being emptied asks whether anything is left.
 const DRAIN_PERIOD: Duration = Duration::from_millis(50);
@@ -57,6 +61,9 @@ pub struct LocalOptions {
     /// Most objects that are written down, so that they are found again after a restart of the `MetaService`; 0 for
     /// the usual number.
     pub records: u32,
+    /// File to lend, on a file system that is memory: what it holds outlives this process. `None`: memory that goes with
+    /// this process.
+    pub persist: Option<PathBuf>,
     /// Bytes a second to copy into this memory for replicas that others lost; 0 for none.
     pub repair_bytes_per_s: u64,
 }
@@ -76,6 +83,8 @@ pub struct LocalService {
     server: Mutex<RegionServer>,
     member: Arc<Member>,
     threads: Mutex<Vec<JoinHandle<()>>>,
+    /// Keeps other processes from lending the same file.
+    lock: Mutex<Option<PersistLock>>,
     process: u32,
 }
 
@@ -110,9 +119,13 @@ impl LocalService {
             let (bytes, min, max) = (options.bytes, SEGMENT_BYTES_MIN, SEGMENT_BYTES_MAX);
             return Err(InvalidCall::SegmentSize { bytes, min, max }.into());
         }
-        let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
-        let shape = Shape::new(options.bytes, options.records, 1);
-        let segment = Arc::new(Segment::create(shape.region_bytes, &memory)?);
+        let (segment, Identity { shape, node }, lock) = memory(options)?;
+        let (segment, node) = (Arc::new(segment), NodeId::new(node));
+        let table = Holdings::new(segment.region(), shape);
+        // Greater than any of an earlier process, also where the clock was set back.
+        let incarnation = Incarnation::new(now_nanos().max(table.incarnation() + 1));
+        table.set_incarnation(incarnation.get());
+        let previous = Some(table.epoch()).filter(|epoch| *epoch != 0).map(Epoch::new);
         let rdma = rdma(options.protocol, &options.rdma_device)?;
         let server = RegionServer::start_with(
             Arc::clone(&segment),
@@ -123,8 +136,6 @@ impl LocalService {
             },
             rdma.as_deref(),
         )?;
-        let node = NodeId::new(random_id()?);
-        let incarnation = Incarnation::new(now_nanos());
         let join = pb::Join {
             node: node.get(),
             incarnation: incarnation.get(),
@@ -149,10 +160,9 @@ impl LocalService {
             state: Mutex::default(),
             changed: Condvar::new(),
         });
-        member.table().write_identity(node.get());
         let runner = Arc::clone(&member);
         let mut threads =
-            vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run())?];
+            vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run(previous))?];
         if options.repair_bytes_per_s > 0 {
             let copier = Copier::new(Arc::clone(&member), segment, rdma, options);
             let copier = std::thread::Builder::new().name("memcache-repair".to_owned()).spawn(move || copier.run());
@@ -165,7 +175,14 @@ impl LocalService {
                 }
             }
         }
-        Ok(Self { node, server: Mutex::new(server), member, threads: Mutex::new(threads), process: std::process::id() })
+        Ok(Self {
+            node,
+            server: Mutex::new(server),
+            member,
+            threads: Mutex::new(threads),
+            lock: Mutex::new(lock),
+            process: std::process::id(),
+        })
     }
 
     /// Who we are in the pool.
@@ -184,7 +201,8 @@ impl LocalService {
         state.joined.is_some()
     }
 
-    /// Leaves the pool and stops serving; objects held here are gone.
+    /// Leaves the pool and stops serving. Objects held here are gone, unless the memory is a file: then whoever lends that
+    /// next brings them back.
     pub fn stop(&self, deadline: Instant) {
         let was_joined = {
             let mut state = self.member.state.lock();
@@ -206,6 +224,7 @@ impl LocalService {
         for thread in self.threads.lock().drain(..) {
             drop(thread.join());
         }
+        drop(self.lock.lock().take());
     }
 
     /// Has other nodes copy what is only here, and leaves when nothing is left; says whether that is so before the
@@ -259,8 +278,7 @@ impl Member {
         Holdings::new(self.segment.region(), self.shape)
     }
 
-    fn run(&self) {
-        let mut previous: Option<Epoch> = None;
+    fn run(&self, mut previous: Option<Epoch>) {
         let mut period = JOIN_PAUSE;
         let mut listing: Option<Listing> = None;
         loop {
@@ -401,6 +419,27 @@ impl Member {
         }
         state.stopping
     }
+}
+
+/// The memory to lend, what it is, and the lock on it if it is a file.
+fn memory(options: &LocalOptions) -> Result<(Segment, Identity, Option<PersistLock>), StoreError> {
+    let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
+    let node = random_id()?;
+    let Some(path) = &options.persist else {
+        let shape = Shape::new(options.bytes, options.records, 1);
+        let segment = Segment::create(shape.region_bytes, &memory)?;
+        Holdings::new(segment.region(), shape).write_identity(node);
+        return Ok((segment, Identity { shape, node }, None));
+    };
+    let asked = PersistOptions {
+        path: path.clone(),
+        lent_bytes: options.bytes,
+        records: options.records,
+        node,
+        deadline: Instant::now() + LOCK_TIMEOUT,
+    };
+    let Persisted { segment, identity, lock } = Persisted::open(&asked, &memory)?;
+    Ok((segment, identity, Some(lock)))
 }
 
 /// Whether a join that failed may have put the memory into the pool all the same. Writers may then hold space in it

@@ -28,6 +28,7 @@ impl StoreOptions {
             huge_pages: config.huge_pages,
             prefault: true,
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
+            persist: (!config.persist.is_empty()).then(|| config.persist.clone().into()),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
         });
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
@@ -58,6 +59,7 @@ impl LocalOptions {
             huge_pages: config.huge_pages,
             prefault: config.prefault,
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
+            persist: (!config.persist.is_empty()).then(|| config.persist.clone().into()),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
         }
     }

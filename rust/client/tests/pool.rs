@@ -39,6 +39,7 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
         huge_pages: false,
         prefault: false,
         records: 0,
+        persist: None,
         repair_bytes_per_s: 1 << 30,
     });
     let endpoint = meta.address().clone();

@@ -35,6 +35,7 @@ fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
         huge_pages: false,
         prefault: false,
         records: 0,
+        persist: None,
         repair_bytes_per_s,
     });
     let options = StoreOptions {

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
+use memcache_client::{Book, Buffers, Checksums, LocalOptions, LocalService, PutOptions, Store, StoreOptions};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_meta::MetaServer;
 use memcache_transport::ProtocolChoice;
@@ -55,6 +55,7 @@ fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) ->
         huge_pages: false,
         prefault: false,
         records,
+        persist: None,
         repair_bytes_per_s: 1 << 30,
     });
     let endpoint = meta.address().clone();
@@ -64,7 +65,7 @@ fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) ->
         .unwrap()
 }
 
-fn name(number: usize) -> String {
+fn name_of(number: usize) -> String {
     format!("key number {number}")
 }
 
@@ -74,21 +75,21 @@ fn value(number: usize) -> Vec<u8> {
 }
 
 fn put(store: &Store, numbers: &[usize]) -> Vec<PutStatus> {
-    let keys = KeyBatch::from_keys(numbers.iter().map(|number| name(*number))).unwrap();
+    let keys = KeyBatch::from_keys(numbers.iter().map(|number| name_of(*number))).unwrap();
     let values = Buffers::from_owned(numbers.iter().map(|number| value(*number)).collect());
     store.put(&keys, &values, &PutOptions::default(), soon()).unwrap()
 }
 
 /// Whether each is there; its bytes must be right.
 fn found(store: &Store, numbers: &[usize]) -> Vec<bool> {
-    let keys = KeyBatch::from_keys(numbers.iter().map(|number| name(*number))).unwrap();
+    let keys = KeyBatch::from_keys(numbers.iter().map(|number| name_of(*number))).unwrap();
     let mut targets: Vec<Vec<u8>> = numbers.iter().map(|number| vec![0; value(*number).len()]).collect();
     let lists = targets.iter_mut().map(|target| ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64));
     // SAFETY: the vectors outlive the call and nothing else touches them meanwhile.
     let buffers = unsafe { Buffers::new(lists.collect(), Arc::new(())) };
     let statuses = store.get(&keys, &buffers, soon()).unwrap();
     for ((number, status), target) in numbers.iter().zip(&statuses).zip(&targets) {
-        assert!(*status != GetStatus::Hit || *target == value(*number), "other bytes under {}", name(*number));
+        assert!(*status != GetStatus::Hit || *target == value(*number), "other bytes under {}", name_of(*number));
     }
     statuses.iter().map(|status| *status == GetStatus::Hit).collect()
 }
@@ -138,7 +139,7 @@ fn what_was_removed_stays_away_after_a_restart() {
     let owner = lending(&meta, 0, ProtocolChoice::Auto);
     let remover = open(&meta, 0, 0, ProtocolChoice::HostTcp);
     put(&owner, &[1, 2, 3]);
-    let keys = KeyBatch::from_keys([name(1), name(2)]).unwrap();
+    let keys = KeyBatch::from_keys([name_of(1), name_of(2)]).unwrap();
     assert_eq!(remover.remove(&keys, soon()).unwrap(), [true, true]);
     let meta = restart(&meta);
     wait_for("the third is back", || found(&owner, &[3]) == [true]);
@@ -185,4 +186,81 @@ fn objects_without_a_record_are_counted_and_lost() {
     let _meta = restart(&meta);
     wait_listed(&owner, 1);
     assert_eq!(found(&owner, &numbers).iter().filter(|found| **found).count(), 10);
+}
+
+/// A name in memory that goes when the test ends.
+struct Name(std::path::PathBuf);
+
+impl Name {
+    fn new(test: &str) -> Self {
+        Self(format!("/dev/shm/memcache-restart-{test}-{}", std::process::id()).into())
+    }
+}
+
+impl Drop for Name {
+    fn drop(&mut self) {
+        drop(std::fs::remove_file(&self.0));
+    }
+}
+
+/// A standalone node on a file.
+fn node_on(meta: &MetaServer, name: &Name) -> (LocalService, Arc<Book>) {
+    let book = Book::open(meta.address().clone()).unwrap();
+    let options = LocalOptions {
+        bytes: LENT,
+        name: "kept".to_owned(),
+        protocol: ProtocolChoice::Auto,
+        data_host: "127.0.0.1".to_owned(),
+        data_port: 0,
+        huge_pages: false,
+        prefault: false,
+        records: 0,
+        persist: Some(name.0.clone()),
+        repair_bytes_per_s: 0,
+    };
+    let node = LocalService::start(Arc::clone(&book), &options).unwrap();
+    assert!(node.wait_joined(soon()));
+    (node, book)
+}
+
+#[test]
+fn a_node_that_starts_again_on_the_same_memory_brings_it_back() {
+    for protocol in [ProtocolChoice::HostShm, ProtocolChoice::HostTcp] {
+        let (meta, name) = (meta(), Name::new(&protocol.to_string()));
+        let (first, book) = node_on(&meta, &name);
+        let client = open(&meta, 0, 0, protocol);
+        let numbers: Vec<usize> = (0..100).collect();
+        assert!(put(&client, &numbers).iter().all(|status| *status == PutStatus::Stored));
+        let id = first.node();
+        first.stop(soon());
+        drop((first, book));
+        wait_for("it has left", || found(&client, &numbers).iter().all(|found| !found));
+        let (second, _book) = node_on(&meta, &name);
+        assert_eq!(second.node(), id, "the same node in a new life");
+        wait_for("all is back", || found(&client, &numbers).iter().all(|found| *found));
+        wait_listed(&client, 1);
+        assert_eq!(put(&client, &[1000]), [PutStatus::Stored]);
+        second.stop(soon());
+    }
+}
+
+#[test]
+fn what_is_removed_while_a_node_is_away_does_not_come_back_with_it() {
+    let (meta, name) = (meta(), Name::new("away"));
+    let (first, book) = node_on(&meta, &name);
+    let client = open(&meta, 0, 0, ProtocolChoice::Auto);
+    put(&client, &[1, 2]);
+    first.stop(soon());
+    drop((first, book));
+    let keys = KeyBatch::from_keys([name_of(1)]).unwrap();
+    assert_eq!(client.remove(&keys, soon()).unwrap(), [false]);
+    let (second, book) = node_on(&meta, &name);
+    wait_for("the other is back", || found(&client, &[2]) == [true]);
+    assert_eq!(found(&client, &[1]), [false]);
+    second.stop(soon());
+    drop((second, book));
+    assert_eq!(client.remove_all(soon()).unwrap(), 0);
+    let (_third, _book) = node_on(&meta, &name);
+    wait_listed(&client, 1);
+    assert_eq!(found(&client, &[1, 2]), [false, false]);
 }

@@ -42,10 +42,17 @@ component! {
     prefault: bool = true, "true or false", |_| true;
     /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
     holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
+    /// File to lend instead of memory that ends with this process, on tmpfs or hugetlbfs such as /dev/shm/NAME: a process that lends it again brings back what it holds. It stays until somebody deletes it. Empty: none.
+    persist: String = String::new(), "an absolute path, or empty", |path| is_file(path);
     /// What is logged to stderr: a level or a filter such as "info,memcache_client=debug".
     log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
     /// How lines of the log look: for people, or one JSON object a line for collectors.
     log_format: String = "text".to_owned(), "text or json", |format| format == "text" || format == "json";
+}
+
+/// A file by its full path, or none.
+pub(crate) fn is_file(path: &str) -> bool {
+    path.is_empty() || (path.starts_with('/') && !path.ends_with('/') && !path.contains('\0'))
 }
 
 pub(crate) fn is_host(host: &str) -> bool {

@@ -9,7 +9,7 @@ use crate::component::component;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::layers::FILE_VARIABLE;
-use crate::local::{is_device, is_host, is_lendable};
+use crate::local::{is_device, is_file, is_host, is_lendable};
 use crate::setting::{ChecksumPolicy, Protocol};
 
 component! {
@@ -45,6 +45,8 @@ component! {
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
     /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
     holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
+    /// File to lend instead of memory that ends with this process, on tmpfs or hugetlbfs such as /dev/shm/NAME: a process that lends it again brings back what it holds. It stays until somebody deletes it. Empty: none.
+    persist: String = String::new(), "an absolute path, or empty", |path| is_file(path);
 }
 
 impl StoreConfig {

@@ -1,6 +1,7 @@
 //! Why memory could not be had.
 
 use std::io;
+use std::path::PathBuf;
 
 use thiserror::Error;
 
@@ -27,6 +28,14 @@ pub enum MemoryError {
         bytes: u64,
         /// What the system said.
         source: io::Error,
+    },
+    /// A file that was to be lent cannot be.
+    #[error("cannot lend the memory in {}: {why}", path.display())]
+    File {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        why: String,
     },
     /// A file descriptor handed over by a peer is shorter than the peer said.
     #[error("the peer's memory holds {actual} bytes, {promised} were promised")]

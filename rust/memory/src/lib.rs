@@ -20,6 +20,7 @@
 //! | module | what |
 //! |---|---|
 //! | [`segment`] | `Segment`, `SegmentOptions`: memory this node lends |
+//! | [`persist`] | `Persisted`: memory that outlives the process that lends it |
 //! | [`mapping`] | `Mapping`: a peer's segment in this process |
 //! | [`region`] | `RawRegion`: a bounds-checked view, and the order of trailer and payload |
 //! | [`copy`] | `gather`, `scatter`: between local pieces and a region, with the kernel that suits |
@@ -33,6 +34,7 @@ pub mod error;
 pub mod holdings;
 mod mapped;
 pub mod mapping;
+pub mod persist;
 mod prefault;
 pub mod region;
 pub mod segment;
@@ -42,6 +44,7 @@ pub use checksum::{checksum_bytes, checksum_combine, checksum_pieces};
 pub use copy::{CopyMode, Kernel, gather, gather_summed, gather_with, scatter, scatter_summed, scatter_with};
 pub use error::MemoryError;
 pub use mapping::Mapping;
+pub use persist::{PersistLock, PersistOptions, Persisted};
 pub use region::{OutOfBounds, RawRegion};
 pub use segment::{Segment, SegmentOptions};
 pub use trailer::{Checksum, Trailer};

@@ -7,6 +7,7 @@ use rustix::fs::{SealFlags, fcntl_get_seals, fstat};
 
 use crate::error::MemoryError;
 use crate::mapped::Mapped;
+use crate::persist::is_kept_by_owner;
 use crate::prefault;
 use crate::region::RawRegion;
 
@@ -37,8 +38,9 @@ impl Mapping {
         if actual < bytes {
             return Err(MemoryError::Short { actual, promised: bytes });
         }
-        let seals = fcntl_get_seals(&fd).map_err(|source| MemoryError::system("fcntl(F_GET_SEALS)", bytes, source))?;
-        if !seals.contains(SealFlags::SHRINK) {
+        // Files cannot be sealed.
+        let is_sealed = fcntl_get_seals(&fd).is_ok_and(|seals| seals.contains(SealFlags::SHRINK));
+        if !is_sealed && !is_kept_by_owner(&fd, &status) {
             return Err(MemoryError::Unsealed);
         }
         // Blocks are 512 bytes whatever the page size.

@@ -34,7 +34,8 @@ impl Default for SegmentOptions {
     }
 }
 
-/// One contiguous run of lent memory: a memfd that can neither grow nor shrink, mapped shared.
+/// One contiguous run of lent memory: a memfd that can neither grow nor shrink, or a file (see
+/// [`persist`](crate::persist)), mapped shared.
 ///
 /// Use it as `Arc<Segment>`: links and servers keep it alive while they copy.
 #[derive(Debug)]
@@ -94,12 +95,17 @@ impl Segment {
         Ok(Self { mapped, fd, bytes })
     }
 
+    /// A segment in a file.
+    pub(crate) fn of_file(mapped: Mapped, fd: OwnedFd, bytes: u64) -> Self {
+        Self { mapped, fd, bytes }
+    }
+
     /// Length in bytes, as asked for.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// The memfd, to be handed to peers of this host.
+    /// The memfd or file, to be handed to peers of this host.
     pub fn fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
