@@ -39,6 +39,10 @@ bench-peers: setup ## put and get beside memcpy, Mooncake, NIXL and Redis (insta
 bench-meta: setup ## what look-ups and small objects cost, by number of objects
 	$(PY) benchmarks/bench_meta.py $(BENCH_ARGS)
 
+.PHONY: restart-check
+restart-check: setup ## kill -9 of a MetaService and of a LocalService under 100,000 objects: how soon all are back
+	$(PY) benchmarks/restart_check.py $(BENCH_ARGS)
+
 ##@ Build
 .PHONY: setup
 setup: ## .venv with build tools, vLLM for CPU and this checkout (does nothing when all is there)

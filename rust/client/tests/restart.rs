@@ -216,6 +216,7 @@ fn node_on(meta: &MetaServer, name: &Name) -> (LocalService, Arc<Book>) {
         prefault: false,
         records: 0,
         persist: Some(name.0.clone()),
+        rdma_device: String::new(),
         repair_bytes_per_s: 0,
     };
     let node = LocalService::start(Arc::clone(&book), &options).unwrap();
