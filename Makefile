@@ -43,6 +43,11 @@ bench-meta: setup ## what look-ups and small objects cost, by number of objects
 restart-check: setup ## kill -9 of a MetaService and of a LocalService under 100,000 objects: how soon all are back
 	$(PY) benchmarks/restart_check.py $(BENCH_ARGS)
 
+CLUSTER_KEYS ?= 100000 1000000 10000000
+.PHONY: bench-cluster
+bench-cluster: ## a simulated cluster of 1,000 nodes: 100 join, 100 are lost (CLUSTER_KEYS="100000 ...")
+	cargo run --release -p memcache-meta --example cluster -- $(CLUSTER_KEYS)
+
 ##@ Build
 .PHONY: setup
 setup: ## .venv with build tools, vLLM for CPU and this checkout (does nothing when all is there)

@@ -15,6 +15,7 @@ mod clock;
 mod drain;
 mod effect;
 mod fingerprints;
+mod hole;
 mod index;
 pub mod limits;
 mod list;

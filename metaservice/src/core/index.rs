@@ -74,8 +74,18 @@ impl Entry {
 /// All entries, found by key. Hashes only narrow the search: whole keys are compared.
 #[derive(Debug)]
 pub(super) struct KeyIndex {
-    table: HashTable<Bucket>,
+    /// Many tables, each for its part of the hashes: one grows at a time, and a small one grows in a short time.
+    tables: Box<[HashTable<Bucket>]>,
     entries: Slab<Entry>,
+}
+
+/// How many tables there are: one of 2^24 keys then holds up its caller for as long as one of 2^16 does.
+const TABLES: usize = 256;
+
+/// Which table a hash belongs to. Mixed, because the tables use all of its bits themselves.
+#[allow(clippy::cast_possible_truncation, reason = "eight bits are left")]
+const fn table_of(hash: u64) -> usize {
+    ((hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
 }
 
 /// An entry's place in the table, with enough of its hash to pass over nearly all other entries without a look at them.
@@ -92,8 +102,8 @@ const fn tag(hash: u64) -> u32 {
 }
 
 impl KeyIndex {
-    pub(super) const fn new() -> Self {
-        Self { table: HashTable::new(), entries: Slab::new() }
+    pub(super) fn new() -> Self {
+        Self { tables: (0..TABLES).map(|_| HashTable::new()).collect(), entries: Slab::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -105,7 +115,8 @@ impl KeyIndex {
     }
 
     fn find_hashed(&self, key: &[u8], hash: u64) -> Option<Slot<Entry>> {
-        let found = self.table.find(hash, |bucket| bucket.tag == tag(hash) && self.is_entry_of(bucket.slot, key, hash));
+        let found = self.tables[table_of(hash)]
+            .find(hash, |bucket| bucket.tag == tag(hash) && self.is_entry_of(bucket.slot, key, hash));
         found.map(|bucket| bucket.slot)
     }
 
@@ -123,7 +134,8 @@ impl KeyIndex {
         }
         let mut found = [None; CHUNK];
         for (candidate, hash) in found.iter_mut().zip(&hashes[..count]) {
-            *candidate = self.table.find(*hash, |bucket| bucket.tag == tag(*hash)).map(|bucket| bucket.slot);
+            let table = &self.tables[table_of(*hash)];
+            *candidate = table.find(*hash, |bucket| bucket.tag == tag(*hash)).map(|bucket| bucket.slot);
         }
         let mut known: [&[u8]; CHUNK] = [&[]; CHUNK];
         for (key, candidate) in known.iter_mut().zip(&found[..count]) {
@@ -149,7 +161,8 @@ impl KeyIndex {
         }
         let slot = self.entries.insert(Entry { key: key.into(), hash, origin: 0, object: None, state: 0 });
         let entries = &self.entries;
-        self.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
+        let table = &mut self.tables[table_of(hash)];
+        table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
         slot
     }
 
@@ -178,7 +191,8 @@ impl KeyIndex {
         if entry.object.is_some() || entry.writers() > 0 {
             return;
         }
-        if let Ok(occupied) = self.table.find_entry(entry.hash, |other| other.slot == slot) {
+        let table = &mut self.tables[table_of(entry.hash)];
+        if let Ok(occupied) = table.find_entry(entry.hash, |other| other.slot == slot) {
             occupied.remove();
         }
         self.entries.remove(slot);
@@ -216,7 +230,7 @@ mod tests {
         let (known, other) = (b"known".as_slice(), b"other".as_slice());
         let hash = KeyDigest::of(other).low();
         let slot = index.entries.insert(Entry { key: known.into(), hash, origin: 0, object: None, state: 1 });
-        index.table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
+        index.tables[table_of(hash)].insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
         let keys = KeyBatch::from_keys([other]).unwrap();
         assert_eq!(index.find_chunk(&keys, 0)[0], None);
         let own = index.find_or_insert(other);

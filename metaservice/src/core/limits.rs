@@ -63,6 +63,9 @@ pub const TICK_KEYS_SEEN_MAX: usize = 8192;
 /// Most objects that one tick takes from nodes that are being drained.
 pub const TICK_DRAINED_MAX: usize = 4096;
 
+/// Most objects looked at to find those whose eviction makes one long hole.
+pub const HOLE_OBJECTS_MAX: usize = 4096;
+
 /// Segments with the most free bytes that are tried before the one with the longest free run.
 pub const PLACES_TRIED_MAX: usize = 16;
 

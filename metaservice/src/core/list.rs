@@ -19,6 +19,7 @@ impl<T> Links<T> {
 pub(super) trait Linked: Sized {
     fn links(&mut self) -> &mut Links<Self>;
     fn older(&self) -> Option<Slot<Self>>;
+    fn newer(&self) -> Option<Slot<Self>>;
 }
 
 macro_rules! linked {
@@ -31,6 +32,10 @@ macro_rules! linked {
             fn older(&self) -> Option<$crate::core::slab::Slot<Self>> {
                 self.links.older()
             }
+
+            fn newer(&self) -> Option<$crate::core::slab::Slot<Self>> {
+                self.links.newer()
+            }
         }
     };
 }
@@ -39,6 +44,10 @@ pub(super) use linked;
 impl<T> Links<T> {
     pub(super) const fn older(&self) -> Option<Slot<T>> {
         self.older
+    }
+
+    pub(super) const fn newer(&self) -> Option<Slot<T>> {
+        self.newer
     }
 }
 
@@ -79,6 +88,14 @@ impl<T: Linked> List<T> {
             Some(older) => slab[older].links().newer = newer,
             None => self.oldest = newer,
         }
+    }
+
+    /// The items from oldest to newest.
+    pub(super) fn iter_oldest<'a>(&self, slab: &'a Slab<T>) -> impl Iterator<Item = Slot<T>> + 'a
+    where
+        T: 'a,
+    {
+        std::iter::successors(self.oldest, |slot| slab[*slot].newer())
     }
 
     /// The items from newest to oldest.

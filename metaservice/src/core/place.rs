@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 
 use super::Core;
 use super::effect::Effect;
+use super::hole::Hole;
 use super::limits::TICK_EVICTIONS_MAX;
 use super::node::Node;
 use super::object::Object;
@@ -42,25 +43,41 @@ impl Core {
             .max_by_key(|slot| (self.segments[*slot].space.free_bytes(), Reverse(self.segments[*slot].id)))
     }
 
+    /// Evicts where the oldest victim is, and there only what makes a hole that is long enough.
     fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
-        // Each round either places the extent or leaves one segment more without victims.
-        while let Some(slot) = self.oldest_idle(bytes, not_on) {
-            while let Some(victim) = self.victim_of(slot) {
-                self.evict(victim);
-                if let Some(offset) = self.take_run(slot, bytes) {
-                    return Some((slot, offset));
+        let mut tried = Vec::new();
+        while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
+            match self.hole(slot, bytes) {
+                Hole::Of(victims) => {
+                    for victim in victims {
+                        self.evict(victim);
+                    }
+                }
+                Hole::Never => {}
+                Hole::Unknown => {
+                    while self.segments[slot].space.longest_run() < bytes
+                        && let Some(victim) = self.victim_of(slot)
+                    {
+                        self.evict(victim);
+                    }
                 }
             }
+            if let Some(offset) = self.take_run(slot, bytes) {
+                return Some((slot, offset));
+            }
+            tried.push(slot);
         }
         None
     }
 
     /// The segment whose next victim is the least recently used, among those that could make room for the extent.
-    fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
+    fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>], tried: &[Slot<Segment>]) -> Option<Slot<Segment>> {
         let able: Vec<_> = self
             .segments
             .iter()
-            .filter(|(_, segment)| segment.shelved.is_some() && !not_on.contains(&segment.node))
+            .filter(|(slot, segment)| {
+                segment.shelved.is_some() && !not_on.contains(&segment.node) && !tried.contains(slot)
+            })
             .filter(|(_, segment)| segment.space.free_bytes() + segment.idle_bytes >= bytes)
             .map(|(slot, _)| slot)
             .collect();

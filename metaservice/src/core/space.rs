@@ -96,6 +96,17 @@ impl SpaceMap {
         self.insert(start, end - start);
     }
 
+    /// First byte of the free run that ends where a taken one begins.
+    pub(super) fn free_run_before(&self, end: u64) -> Option<u64> {
+        let (offset, length) = self.by_offset.range(..end).next_back()?;
+        (offset + length == end).then_some(*offset)
+    }
+
+    /// End of the free run that begins where a taken one ends.
+    pub(super) fn free_run_from(&self, start: u64) -> Option<u64> {
+        self.by_offset.get(&start).map(|length| start + length)
+    }
+
     fn insert(&mut self, offset: u64, length: u64) {
         self.by_offset.insert(offset, length);
         self.by_length.insert((length, offset));

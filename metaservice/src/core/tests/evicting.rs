@@ -145,3 +145,53 @@ fn one_tick_evicts_a_bounded_number_and_says_that_there_is_more() {
     while pool.core.tick(now, effects) {}
     assert_eq!(pool.core.readable, 8192);
 }
+
+/// Sixteen of these fill a segment of one MiB.
+const SIXTEENTH: u64 = MIB / 16 - 64;
+
+#[test]
+fn only_the_objects_that_make_the_hole_are_evicted() {
+    let mut pool = Pool::new(&[MIB]);
+    let names: Vec<String> = (0..16).map(|number| number.to_string()).collect();
+    for name in &names {
+        pool.put(&[name], SIXTEENTH);
+    }
+    // Every other one is newer now: the older ones lie between them.
+    for name in names.iter().skip(1).step_by(2) {
+        pool.prefix(&[name]);
+    }
+    pool.put(&["long"], MIB / 4 - 64);
+    let left: Vec<bool> = names.iter().map(|name| pool.is_there(name)).collect();
+    assert_eq!(left.iter().filter(|there| !**there).count(), 4, "{left:?}: four neighbours made the room of four");
+    assert_eq!(pool.status().evicted_objects, 4);
+    assert!(left[8..].iter().all(|there| *there), "the oldest that are neighbours went: {left:?}");
+}
+
+#[test]
+fn what_fits_in_free_bytes_but_not_in_one_run_is_placed_at_the_least_cost() {
+    let mut pool = Pool::new(&[MIB]);
+    let names: Vec<String> = (0..16).map(|number| number.to_string()).collect();
+    for name in &names {
+        pool.put(&[name], SIXTEENTH);
+    }
+    let holes: Vec<&str> = names.iter().skip(1).step_by(2).map(String::as_str).collect();
+    pool.remove(&holes);
+    assert_eq!(pool.used_bytes(), MIB / 2);
+    pool.put(&["long"], 3 * MIB / 16 - 64);
+    assert_eq!(pool.status().evicted_objects, 1, "one object between two holes");
+}
+
+#[test]
+fn nothing_is_evicted_where_no_hole_can_be_made() {
+    let mut pool = Pool::new(&[MIB]);
+    let names: Vec<String> = (0..16).map(|number| number.to_string()).collect();
+    for name in &names {
+        pool.put(&[name], SIXTEENTH);
+    }
+    let held: Vec<&str> = names.iter().step_by(4).map(String::as_str).collect();
+    pool.locate(ALICE, &held);
+    assert_eq!(pool.reserve(&["long"], MIB / 4 - 64).outcomes, [ReserveNoSpace]);
+    assert_eq!(pool.status().evicted_objects, 0);
+    pool.put(&["short"], 3 * MIB / 16 - 64);
+    assert_eq!(pool.status().evicted_objects, 3);
+}

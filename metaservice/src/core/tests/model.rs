@@ -158,6 +158,33 @@ impl Model {
         self.nodes.iter().find(|(_, lent)| lent.segment == segment).map(|(id, _)| *id)
     }
 
+    /// The core evicted these keys so that a payload fits: never a leased one, all on one segment; the newest of them is
+    /// as old as it can be, and none went in vain.
+    pub(super) fn evict_for(&mut self, keys: &BTreeSet<String>, payload: u64) {
+        let victims: Vec<Stored> = keys.iter().map(|key| self.stored[&self.readable[key]].clone()).collect();
+        let Some(newest) = victims.iter().map(|victim| victim.used).max() else { return };
+        let segment = victims[0].run.0;
+        assert!(victims.iter().all(|victim| victim.leases == 0 && victim.run.0 == segment));
+        let lent = self.nodes.values().find(|lent| lent.segment == segment).expect("a segment of the pool");
+        let hole_without = |gone: &dyn Fn(&Stored) -> bool| {
+            let kept = self.stored.values().filter(|stored| !gone(stored)).map(|stored| stored.run);
+            let others =
+                self.taken(true).into_iter().filter(|run| self.stored.values().all(|stored| stored.run != *run));
+            self.longest_hole(lent, &kept.chain(others).collect::<Vec<_>>())
+        };
+        let older = hole_without(&|stored| stored.leases == 0 && stored.used < newest);
+        assert!(older < extent_bytes(payload), "a newer object went than had to");
+        for spared in keys {
+            let without =
+                hole_without(&|stored| keys.contains(&stored.key) && stored.leases == 0 && stored.key != *spared);
+            assert!(without < extent_bytes(payload), "{spared} went in vain");
+        }
+        for key in keys {
+            let generation = self.readable.remove(key).unwrap();
+            self.stored.remove(&generation);
+        }
+    }
+
     /// The core evicted these keys: never a leased one, and of each segment the least recently used.
     pub(super) fn evict(&mut self, keys: &BTreeSet<String>) {
         for key in keys {

@@ -170,7 +170,7 @@ impl Both {
         assert_eq!(outcome == ReserveOutcome::Reserved, fits_evicting, "{outcome:?}");
         let evicted = self.gone();
         assert!(evicted.is_empty() || !fits, "evicted although it fits");
-        self.model.evict(&evicted);
+        self.model.evict_for(&evicted, payload);
         if let Some(ticket) = reply.tickets.first() {
             let segment = ticket.address.segment().get();
             let run = (segment, ticket.address.offset(), extent_bytes(payload));
