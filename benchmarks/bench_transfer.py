@@ -1,5 +1,8 @@
 """Put and get of KV blocks against memcpy, in one run: ``python benchmarks/bench_transfer.py [--quick] [--json FILE]``.
 
+``--only shm`` leaves out TCP and the lookups and compares with the copy kernels themselves on one and two threads
+(built with cargo where they are not). It adds blocks that are hot in the caches, and stores limited to one thread.
+
 Three processes: a MetaService, a LocalService that lends the memory, and this one, which lends nothing, so that every
 byte crosses a process border. See README.md beside this file for how to read the table.
 """
@@ -47,6 +50,7 @@ class Shape:
 SHAPES = (
     Shape("61x128K+61x16K", (128 * KIB, 16 * KIB) * 61),
     Shape("64x32K", (32 * KIB,) * 64),
+    Shape("64x4K", (4 * KIB,) * 64),
 )
 
 
@@ -62,6 +66,7 @@ class Row:
     high: float
     to_memcpy: float
     to_pieces: float
+    to_kernel_on_two: float | None = None
 
 
 class Program:
@@ -120,6 +125,48 @@ def memcpy_pieces(shape: Shape, rounds: int) -> list[float]:
     return [BLOCKS * shape.block_bytes / GB / timed(run) for _ in range(rounds)]
 
 
+def kernel_limits() -> dict[tuple[str, str], dict[str, float]]:
+    """GB/s of the copy kernels alone, by shape and direction; empty where there is no cargo."""
+    command = ["cargo", "run", "--quiet", "--release", "-p", "memcache-memory", "--example", "copy_kernels", "--", "limits"]
+    try:
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+    except (OSError, subprocess.CalledProcessError) as error:
+        show(f"no copy kernels to compare with: {error}")
+        return {}
+    limits = {}
+    for entry in done.stdout.splitlines():
+        _, shape, direction, *rest = entry.split()
+        limits[shape, direction] = {name: float(rate) for name, rate in zip(rest[::2], rest[1::2], strict=True)}
+    return limits
+
+
+def hot(store: memcache.Store, shape: Shape, rounds: int) -> tuple[float, list[float], list[float]]:
+    """One block again and again: GB/s of memcpy of its pieces, of puts and of gets, as time inside the copy allows.
+
+    A put needs a new key each time; its target in the pool is the space of the block removed before it.
+    """
+    source, target = cache_of(shape), cache_of(shape)
+    from_layout, to_layout = store.register_layout(source), store.register_layout(target)
+    ids = np.zeros(1, np.int64)
+    gigabytes = shape.block_bytes / GB
+    turns = max(20, rounds * 10)
+
+    def pieces() -> None:
+        for one, other in zip(target, source, strict=True):
+            one[0] = other[0]
+
+    memcpy, puts, gets = [], [], []
+    for turn in range(turns):
+        key = [b"hot-%d" % turn]
+        puts.append(gigabytes / timed(lambda k=key: check(store.put_blocks(from_layout, k, ids))))
+        for _ in range(3):
+            gets.append(gigabytes / timed(lambda k=key: check(store.get_blocks(to_layout, k, ids))))
+        for _ in range(3):
+            memcpy.append(gigabytes / timed(pieces))
+        store.remove(key)
+    return statistics.median(memcpy), puts, gets
+
+
 def transfer(store: memcache.Store, shape: Shape, batch: int, rounds: int) -> tuple[list[float], list[float]]:
     """GB/s of each call: puts of `batch` blocks, then gets of them into another cache."""
     source = store.register_layout(cache_of(shape))
@@ -174,9 +221,49 @@ def exact(found: int, wanted: int) -> None:
         raise SystemExit(f"{found} of {wanted} keys found")
 
 
-def row(what: str, shape: Shape, batch: int, speeds: list[float], large: float, pieces: float) -> Row:
+def row(
+    what: str, shape: Shape, batch: int, speeds: list[float], large: float, pieces: float, on_two: float | None = None
+) -> Row:
     median = statistics.median(speeds)
-    return Row(what, shape.name, batch, median, min(speeds), max(speeds), median / large, median / pieces)
+    to_kernel = median / on_two if on_two else None
+    return Row(what, shape.name, batch, median, min(speeds), max(speeds), median / large, median / pieces, to_kernel)
+
+
+def run_shm(quick: bool) -> dict[str, Any]:
+    """Shared memory against what memory allows."""
+    rounds = 2 if quick else 5
+    rows: list[Row] = []
+    limits = kernel_limits()
+    with (
+        Program("memcache.meta", "serving on", "listen=127.0.0.1:0") as meta,
+        Program("memcache.local", "joined", f"meta_address={meta.line.split()[-1]}", "lend_bytes=1536MB"),
+    ):
+        address = meta.line.split()[-1]
+        for shape in SHAPES:
+            large = statistics.median(memcpy_large(rounds))
+            pieces = statistics.median(memcpy_pieces(shape, rounds))
+            both = {name: limits.get((shape.name, name), {}) for name in ("gather", "scatter")}
+            show(f"memcpy, one thread: one 512 MiB run {large:.1f} GB/s; the pieces of {shape.name} {pieces:.1f} GB/s")
+            for name, found in both.items():
+                show(f"  copy kernels, {name}: " + ", ".join(f"{what} {rate:.1f}" for what, rate in found.items()))
+            for threads, checksum in ((0, "off"), (0, "sampled"), (0, "always"), (1, "off"), (1, "always")):
+                with memcache.Store(
+                    meta_address=address, protocol="host_shm", checksum=checksum, transfer_threads=threads
+                ) as store:
+                    for batch in BATCHES:
+                        speeds = transfer(store, shape, batch, rounds)
+                        for name, direction, found in zip(("put", "get"), both, speeds, strict=True):
+                            on_two = both[direction].get("kernel_on_two")
+                            what = f"{name} {'1 thread ' if threads else ''}crc={checksum}"
+                            rows.append(row(what, shape, batch, found, large, pieces, on_two))
+                            show(line(rows[-1]))
+                    if checksum != "sampled" and not threads:
+                        memcpy, *speeds = hot(store, shape, rounds)
+                        for name, found in zip(("put", "get"), speeds, strict=True):
+                            rows.append(row(f"hot {name} crc={checksum}", shape, 1, found, large, memcpy))
+                            show(line(rows[-1]) + f" ({memcpy:.1f}, as hot)")
+                    store.remove_all()
+    return {"rows": [asdict(one) for one in rows], "limits": {" ".join(key): value for key, value in limits.items()}}
 
 
 def run(quick: bool) -> dict[str, Any]:
@@ -225,6 +312,7 @@ def line(one: Row) -> str:
     return (
         f"{one.what:<28}{one.shape:<16}{one.batch:>3} a call  {one.median:6.2f} GB/s "
         f"({one.low:.2f}-{one.high:.2f})  {one.to_memcpy:.2f} of large memcpy  {one.to_pieces:.2f} of piecewise"
+        + (f"  {one.to_kernel_on_two:.2f} of the kernel on two" if one.to_kernel_on_two else "")
     )
 
 
@@ -236,10 +324,11 @@ def main() -> None:
     """Runs the benchmark and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
+    parser.add_argument("--only", choices=["shm"], help="shared memory alone, in more ways")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     show(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians over calls (lowest-highest)")
-    results = run(options.quick)
+    results = run_shm(options.quick) if options.only == "shm" else run(options.quick)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -17,6 +17,7 @@ from memcache.completion import Completion
 from memcache.config import StoreConfig
 from memcache.errors import (
     AddressInUse,
+    Busy,
     Closed,
     ConfigError,
     ForkError,
@@ -35,6 +36,7 @@ from memcache.store import FieldDifference, Store
 
 __all__ = [
     "AddressInUse",
+    "Busy",
     "Closed",
     "Completion",
     "ConfigError",

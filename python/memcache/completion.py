@@ -13,7 +13,7 @@ class Completion(Generic[T]):
     """An operation under way. Resolves exactly once; may be asked from any thread, any number of times.
 
     Dropping it does not cancel the operation. The memory the operation reads or writes is kept alive until it has
-    ended, and must not be touched by others before.
+    ended, and must not be touched by others before: until :meth:`done`, or until :meth:`cancel` has said so.
     """
 
     __slots__ = ("_inner",)
@@ -28,6 +28,20 @@ class Completion(Generic[T]):
     def wait(self, timeout_ms: int | None = None) -> bool:
         """Waits up to ``timeout_ms`` milliseconds (default: the store's setting); whether the result is there."""
         return self._inner.wait(timeout_ms)
+
+    def cancel(self, timeout_ms: int | None = None) -> bool:
+        """Stops the operation as far as it can still be stopped, and waits until it leaves the memory alone.
+
+        ``True``: no byte of the memory given to the operation is read or written any more, and none will be; it may be
+        freed or used for something else. ``False``: ``timeout_ms`` (default: the store's setting) came first and the
+        memory is **still in use**; ask again. Copies that had not begun never do. Those under way are waited for: over
+        shared memory that takes about half a millisecond, over a network at most until the operation's own deadline.
+
+        Leases and reservations are given back. The result tells the truth about every key: ``HIT`` what had arrived,
+        ``STORED`` what was sealed, ``CANCELLED`` the rest. An operation that has ended stays as it is, and a lookup,
+        which touches no memory, goes on. Raises :class:`memcache.ForkError` in a child of the process that started it.
+        """
+        return self._inner.cancel(timeout_ms)
 
     def result(self, timeout_ms: int | None = None) -> T:
         """Waits and returns the result.

@@ -47,7 +47,10 @@ class StoreConfig:
     timeout_ms: int = 5000
     """Deadline of a call that names none, in milliseconds."""
     checksum: str = "always"
-    """``"always"`` or ``"off"``: CRC-32C of every payload. Generation and length are compared in any case."""
+    """CRC-32C of payloads. ``"always"``: made by every put, verified by every get. ``"sampled"``: made by every put,
+    verified by one get in ``checksum_one_in``. ``"off"``: neither. Generation and length are compared in any case."""
+    checksum_one_in: int = 16
+    """How many objects share one verification where ``checksum`` is ``"sampled"``."""
     replica_num: int = 1
     """Replicas that a put makes of each object, on distinct nodes, 1 to 8, unless it says otherwise."""
     repair_bytes_per_s: int | str = "1GB"
@@ -69,7 +72,7 @@ class StoreConfig:
         values: dict[str, Any] = {}
         for entry in fields(cls):
             text = settings[entry.name]
-            if entry.name in ("timeout_ms", "transfer_threads", "replica_num"):
+            if entry.name in ("timeout_ms", "transfer_threads", "replica_num", "checksum_one_in"):
                 values[entry.name] = int(text)
             elif entry.name == "huge_pages":
                 values[entry.name] = text == "true"

@@ -31,6 +31,10 @@ class Timeout(MemCacheError, TimeoutError):
     """The deadline passed first."""
 
 
+class Busy(Unavailable):
+    """As many puts and gets are under way as a store allows; the text names the limit. Wait for some to end."""
+
+
 class NoSpace(MemCacheError):
     """No node has room for the value, even after eviction."""
 

@@ -26,6 +26,8 @@ class PutStatus(IntEnum):
     """The request for this key was malformed."""
     LOST = -6
     """The reservation ran out before the value was sealed."""
+    CANCELLED = -8
+    """The call was cancelled first; nothing of the value was kept."""
 
 
 class GetStatus(IntEnum):
@@ -45,3 +47,5 @@ class GetStatus(IntEnum):
     """The request for this key was malformed."""
     CORRUPT = -7
     """Trailer or checksum did not match. Treat it as a miss."""
+    CANCELLED = -8
+    """The call was cancelled before the bytes were in place."""

@@ -22,6 +22,7 @@ STORE_KEYS = (
     "data_host",
     "timeout_ms",
     "checksum",
+    "checksum_one_in",
     "huge_pages",
     "transfer_threads",
     "replica_num",

@@ -1,16 +1,26 @@
 //! A result that is not there yet.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::error::StoreError;
+
 /// A running operation. Resolves exactly once; clones watch the same operation.
 ///
-/// Dropping it does not cancel the operation.
+/// Dropping it does not cancel the operation: what it reads or writes is held until it has ended.
 pub struct Completion<T> {
     inner: Arc<Inner<T>>,
+    /// Gone once the operation has ended.
+    operation: Option<Weak<dyn Cancel>>,
+}
+
+/// What can be stopped.
+pub(crate) trait Cancel: Send + Sync {
+    /// See [`Completion::cancel`].
+    fn cancel(&self, deadline: Instant) -> Result<bool, StoreError>;
 }
 
 /// The other end: whoever holds it resolves the completion.
@@ -26,7 +36,7 @@ struct Inner<T> {
 /// A completion and the end that resolves it.
 pub(crate) fn completion<T>() -> (Resolver<T>, Completion<T>) {
     let inner = Arc::new(Inner { value: Mutex::new(None), resolved: Condvar::new() });
-    (Resolver { inner: Arc::clone(&inner) }, Completion { inner })
+    (Resolver { inner: Arc::clone(&inner) }, Completion { inner, operation: None })
 }
 
 impl<T> Resolver<T> {
@@ -55,6 +65,28 @@ impl<T> Completion<T> {
 }
 
 impl<T> Completion<T> {
+    /// Stops the operation as far as it can still be stopped, and waits until it no longer touches the caller's memory.
+    ///
+    /// When this returns true, no byte of the memory given to the operation is read or written any more, and none will
+    /// be: it may be freed or used for something else. Copies that had not begun never do; those under way are waited
+    /// for, over shared memory at most one part of an object (about half a millisecond), over a network until the
+    /// operation's own deadline. False: the deadline came first and the memory is still in use; ask again.
+    ///
+    /// Leases and reservations are given back. The result tells the truth about every key: what had arrived before is a
+    /// hit, what was sealed is stored, the rest is cancelled. Where the answer of the book is all that is still missing,
+    /// the result comes when it does. An operation that moves nothing is left alone, and an ended one stays as it is.
+    ///
+    /// # Errors
+    /// [`StoreError::Forked`] in a child of the process that started the operation: nothing runs there, nothing is
+    /// stopped, and the parent's operation goes on.
+    pub fn cancel(&self, deadline: Instant) -> Result<bool, StoreError> {
+        self.operation.as_ref().and_then(Weak::upgrade).map_or(Ok(true), |operation| operation.cancel(deadline))
+    }
+
+    pub(crate) fn of_operation(self, operation: Weak<dyn Cancel>) -> Self {
+        Self { operation: Some(operation), ..self }
+    }
+
     /// Looks at the result, if it is there.
     pub(crate) fn with<R>(&self, look: impl FnOnce(Option<&T>) -> R) -> R {
         look(self.inner.value.lock().as_ref())
@@ -70,7 +102,7 @@ impl<T: Clone> Completion<T> {
 
 impl<T> Clone for Completion<T> {
     fn clone(&self) -> Self {
-        Self { inner: Arc::clone(&self.inner) }
+        Self { inner: Arc::clone(&self.inner), operation: self.operation.clone() }
     }
 }
 

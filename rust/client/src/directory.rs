@@ -49,9 +49,7 @@ impl Directory {
         deadline: Instant,
     ) -> Links {
         self.forget_older_lives(book);
-        let mut wanted: Vec<SegmentId> = segments.into_iter().collect();
-        wanted.sort_unstable();
-        wanted.dedup();
+        let wanted = distinct(segments);
         let unknown = self.unknown(wanted.iter());
         let asked = if unknown.is_empty() { Ok(()) } else { self.ask(book, unknown, deadline) };
         wanted
@@ -66,6 +64,33 @@ impl Directory {
                 (segment, link)
             })
             .collect()
+    }
+
+    /// As [`links`](Self::links) without waiting: `Err` names the first segment for which there is something to wait for.
+    pub(crate) fn links_now(
+        &self,
+        book: &Book,
+        fabric: &Fabric,
+        segments: impl IntoIterator<Item = SegmentId>,
+    ) -> Result<Links, SegmentId> {
+        self.forget_older_lives(book);
+        distinct(segments)
+            .into_iter()
+            .map(|segment| {
+                let known = self.known.get(&segment).and_then(|descriptor| fabric.link_now(descriptor.value()));
+                known.map(|link| (segment, link.map_err(LinkError::Transport))).ok_or(segment)
+            })
+            .collect()
+    }
+
+    /// The first of these segments that the book would have to be asked about.
+    pub(crate) fn first_unknown(
+        &self,
+        book: &Book,
+        segments: impl IntoIterator<Item = SegmentId>,
+    ) -> Option<SegmentId> {
+        self.forget_older_lives(book);
+        segments.into_iter().find(|segment| !self.known.contains_key(segment))
     }
 
     /// How far away each of these segments is, nearest least. What the book does not tell is farthest.
@@ -118,4 +143,11 @@ impl Directory {
             self.known.clear();
         }
     }
+}
+
+fn distinct(segments: impl IntoIterator<Item = SegmentId>) -> Vec<SegmentId> {
+    let mut wanted: Vec<SegmentId> = segments.into_iter().collect();
+    wanted.sort_unstable();
+    wanted.dedup();
+    wanted
 }

@@ -21,6 +21,14 @@ pub enum StoreError {
     /// The store was closed.
     #[error("the store is closed")]
     Closed,
+    /// Too much is under way already.
+    #[error("{in_flight} puts and gets are under way, the limit; wait for some of them to end")]
+    Busy {
+        /// How many.
+        in_flight: usize,
+        /// Most allowed.
+        limit: usize,
+    },
     /// The process forked after the store was opened.
     #[error(
         "the store was opened in process {opened} and is used in process {used}: after a fork, open a new one in the child"

@@ -4,6 +4,7 @@ use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_memory::{Checksum, Trailer};
@@ -12,13 +13,15 @@ use memcache_proto::pb;
 use memcache_transport::TransportError;
 use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, KeyBatch, KeyDigest, SegmentId, extent_bytes};
 
-use crate::book::{Book, BookError};
+use crate::book::{Answer, Book, BookError};
 use crate::buffer::Buffers;
-use crate::directory::LinkError;
+use crate::directory::{LinkError, Links};
 use crate::error::{InvalidCall, StoreError};
-use crate::stats::{add, add_time};
+use crate::stats::{Stats, add, add_time};
 use crate::store::{Inner, check_call};
-use crate::transfer::{Found, Group, Move};
+use crate::sums::Sums;
+use crate::transfer::{Group, Move, MoveError, Moved, Transfer};
+use crate::ways::{Found, Reads};
 
 /// Where the objects of a batch are, held in place by a lease until this is dropped or its time is up.
 pub struct Located {
@@ -42,6 +45,12 @@ impl Located {
     /// Payload bytes of each key's object; `None` where there is none.
     pub fn payload_bytes(&self) -> impl ExactSizeIterator<Item = Option<u64>> + '_ {
         self.places.iter().map(|place| place.map(|place| place.payload_bytes))
+    }
+
+    /// Segments of all replicas.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        let all = self.places.iter().flatten().chain(self.others.iter().map(|(_, place)| place));
+        all.map(|place| place.extent.segment())
     }
 }
 
@@ -74,28 +83,39 @@ impl Inner {
         }
         match self.locate_raw(keys, deadline) {
             Ok(located) => self.read(&located, keys, targets, deadline),
-            Err(BookError::Refused(message)) => Err(self.book.error(BookError::Refused(message))),
-            Err(error) => {
-                add(&self.stats.get_failures, keys.len() as u64);
-                Ok(vec![get_failure(&error); keys.len()])
-            }
+            Err(error) => self.not_located(error, keys.len()),
         }
     }
 
     pub(crate) fn locate_raw(&self, keys: &KeyBatch, deadline: Instant) -> Result<Located, BookError> {
-        let request = pb::Locate { keys: Some(keys_to_wire(keys)), near: self.near() };
         let started = Instant::now();
-        let answer = self.book.call(pb::request::Body::Locate(request), deadline);
+        let answer = self.book.call(self.locate_request(keys), deadline);
         add_time(&self.stats.get_locate_ns, started);
         add_time(&self.stats.get_ns, started);
-        let answer = answer?;
+        self.located(answer?, keys.len())
+    }
+
+    pub(crate) fn locate_request(&self, keys: &KeyBatch) -> pb::request::Body {
+        pb::request::Body::Locate(pb::Locate { keys: Some(keys_to_wire(keys)), near: self.near() })
+    }
+
+    pub(crate) fn located(&self, answer: Answer, keys: usize) -> Result<Located, BookError> {
         let pb::reply::Body::Locate(reply) = answer.body else {
             return Err(BookError::Refused("not a Locate reply".to_owned()));
         };
-        let places = places(&reply, keys.len()).map_err(|error| BookError::Refused(error.to_string()))?;
+        let places = places(&reply, keys).map_err(|error| BookError::Refused(error.to_string()))?;
         let valid_until = answer.sent + Duration::from_millis(u64::from(reply.lease_ms));
         let others = others(&reply, &places).map_err(|error| BookError::Refused(error.to_string()))?;
         Ok(Located { places, others, lease: reply.lease, valid_until, book: Arc::clone(&self.book) })
+    }
+
+    /// What a get of which nothing is known returns.
+    pub(crate) fn not_located(&self, error: BookError, keys: usize) -> Result<Vec<GetStatus>, StoreError> {
+        if let BookError::Refused(message) = error {
+            return Err(self.book.error(BookError::Refused(message)));
+        }
+        add(&self.stats.get_failures, keys as u64);
+        Ok(vec![get_failure(&error); keys])
     }
 
     /// Reads what was located into the targets; the target of an absent key is left alone.
@@ -110,8 +130,17 @@ impl Inner {
             return Err(InvalidCall::Count { keys: keys.len(), others: targets.len(), what: "buffers" }.into());
         }
         let started = Instant::now();
-        let mut statuses = vec![GetStatus::Miss; keys.len()];
-        let mut wanted: Vec<(usize, Place)> = Vec::with_capacity(keys.len());
+        let mut reading = self.reading(located, targets, deadline);
+        self.read_rest(&mut reading, keys, targets, &Arc::default());
+        count_get(&self.stats, targets, &reading.statuses, started);
+        Ok(reading.statuses)
+    }
+
+    /// What is to be read from where, the nearest replica first. Waits only where the book has to be asked how far a
+    /// replica is.
+    pub(crate) fn reading(&self, located: &Located, targets: &Buffers, deadline: Instant) -> Reading {
+        let mut statuses = vec![GetStatus::Miss; located.places.len()];
+        let mut wanted: Vec<(usize, Place)> = Vec::with_capacity(located.places.len());
         for (index, place) in located.places.iter().enumerate() {
             match place {
                 Some(place) if place.payload_bytes == targets.list(index).bytes() => wanted.push((index, *place)),
@@ -119,20 +148,9 @@ impl Inner {
                 None => {}
             }
         }
-        let deadline = deadline.min(located.valid_until);
-        let mut choices = self.order(located, &mut wanted, deadline);
-        loop {
-            self.read_once(located, &wanted, keys, targets, &mut statuses, attempt(deadline, !choices.is_empty()));
-            wanted.retain(|(index, _)| statuses[*index] != GetStatus::Hit);
-            // Who has another replica left is read again from that one.
-            wanted = wanted.iter().filter_map(|(index, _)| Some((*index, choices.get_mut(index)?.pop()?))).collect();
-            if wanted.is_empty() || Instant::now() >= deadline {
-                break;
-            }
-            add(&self.stats.get_fallbacks, wanted.len() as u64);
-        }
-        self.count_get(targets, &statuses, started);
-        Ok(statuses)
+        let until = deadline.min(located.valid_until);
+        let choices = self.order(located, &mut wanted, until);
+        Reading { statuses, wanted, choices, until, valid_until: located.valid_until }
     }
 
     /// Puts the nearest replica of each key into `wanted`; the others, nearest last, by key.
@@ -140,9 +158,7 @@ impl Inner {
         if located.others.is_empty() {
             return HashMap::new();
         }
-        let all = located.places.iter().flatten().chain(located.others.iter().map(|(_, place)| place));
-        let segments = all.map(|place| place.extent.segment());
-        let distances = self.directory.distances(&self.book, &self.fabric, segments, deadline);
+        let distances = self.directory.distances(&self.book, &self.fabric, located.segments(), deadline);
         let mut choices: HashMap<usize, Vec<Place>> = HashMap::new();
         for (index, place) in &located.others {
             choices.entry(*index).or_default().push(*place);
@@ -161,26 +177,85 @@ impl Inner {
         choices
     }
 
-    fn read_once(
-        &self,
-        located: &Located,
-        wanted: &[(usize, Place)],
-        keys: &KeyBatch,
-        targets: &Buffers,
-        statuses: &mut [GetStatus],
-        deadline: Instant,
-    ) {
-        let groups = self.plan_reads(wanted, keys, statuses, deadline);
-        let transfer = self.transfer(targets, deadline);
-        let moving = Instant::now();
-        let moved = transfer.read(groups);
-        let in_time = add_time(&self.stats.get_move_ns, moving) < located.valid_until;
+    /// Reads from one replica after the other until everything is read or nobody is left. Waits; `stop` cancels it.
+    pub(crate) fn read_rest(&self, reading: &mut Reading, keys: &KeyBatch, targets: &Buffers, stop: &Arc<AtomicBool>) {
+        loop {
+            let until = reading.attempt();
+            let links = self.directory.links(&self.book, &self.fabric, reading.segments(), until);
+            let groups = reading.groups(keys, &links, &self.sums);
+            let transfer = Transfer::<Reads>::new(&self.stats, targets, until, Arc::clone(stop));
+            let moving = Instant::now();
+            let moved = transfer.run(&self.crew, groups);
+            reading.absorb(moved, keys, add_time(&self.stats.get_move_ns, moving), &self.sums);
+            if stop.load(Ordering::Acquire) || !reading.turn_to_others(&self.stats) {
+                break;
+            }
+        }
+    }
+}
+
+/// What a get still wants from where.
+pub(crate) struct Reading {
+    pub(crate) statuses: Vec<GetStatus>,
+    /// Position of the key, and the replica to read.
+    wanted: Vec<(usize, Place)>,
+    /// Replicas to turn to, nearest last, by position of the key.
+    choices: HashMap<usize, Vec<Place>>,
+    until: Instant,
+    valid_until: Instant,
+}
+
+impl Reading {
+    /// Where the next attempt reads.
+    pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        self.wanted.iter().map(|(_, place)| place.extent.segment())
+    }
+
+    /// How long the next attempt may take. While there is another replica to go to, half of the time that is left.
+    pub(crate) fn attempt(&self) -> Instant {
+        let now = Instant::now();
+        let left = self.until.saturating_duration_since(now);
+        if self.choices.is_empty() { self.until } else { now + left / 2 }
+    }
+
+    /// Which objects to read over which link. What is read is unavailable until its result says otherwise.
+    pub(crate) fn groups(&mut self, keys: &KeyBatch, links: &Links, sums: &Sums) -> Vec<Group> {
+        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        for (tag, (index, place)) in self.wanted.iter().enumerate() {
+            self.statuses[*index] = match links.get(&place.extent.segment()) {
+                Some(Ok(link)) => {
+                    let group = groups
+                        .entry(place.extent.segment())
+                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
+                    let trailer = place.trailer(keys.get(*index));
+                    let summed = sums.of_get();
+                    group.moves.push(Move { index: *index, tag, extent: place.extent, trailer, summed, record: None });
+                    GetStatus::Unavailable
+                }
+                Some(Err(LinkError::Book(error))) => get_failure(error),
+                Some(Err(LinkError::Transport(error))) => read_failure(error),
+                // The node left: a miss.
+                Some(Err(LinkError::Gone)) | None => GetStatus::Miss,
+            };
+        }
+        groups.into_values().collect()
+    }
+
+    /// Takes the results of an attempt that ended at `ended`.
+    pub(crate) fn absorb(&mut self, moved: Vec<Moved<Found>>, keys: &KeyBatch, ended: Instant, sums: &Sums) {
         for (tag, protocol, outcome) in moved {
-            let (index, place) = &wanted[tag];
-            statuses[*index] = match outcome {
-                Ok(found) if in_time => verify(&found, place, keys.get(*index)),
+            let (index, place) = &self.wanted[tag];
+            self.statuses[*index] = match outcome {
+                Ok(found) if ended < self.valid_until => {
+                    let status = verify(&found, place, keys.get(*index));
+                    if found.1.is_some() && status != GetStatus::Miss {
+                        sums.compared(status == GetStatus::Hit);
+                    }
+                    status
+                }
                 Ok(_) => GetStatus::Miss, // outlived its lease
-                Err(error) => {
+                Err(MoveError::Cancelled) => GetStatus::Cancelled,
+                Err(MoveError::Transport(error)) => {
                     tracing::debug!(%error, %protocol, "a get could not read");
                     read_failure(&error)
                 }
@@ -188,56 +263,40 @@ impl Inner {
         }
     }
 
-    fn plan_reads(
-        &self,
-        wanted: &[(usize, Place)],
-        keys: &KeyBatch,
-        statuses: &mut [GetStatus],
-        deadline: Instant,
-    ) -> Vec<Group> {
-        let segments = wanted.iter().map(|(_, place)| place.extent.segment());
-        let links = self.directory.links(&self.book, &self.fabric, segments, deadline);
-        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
-        for (tag, (index, place)) in wanted.iter().enumerate() {
-            let index = *index;
-            match links.get(&place.extent.segment()) {
-                Some(Ok(link)) => {
-                    let group = groups
-                        .entry(place.extent.segment())
-                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
-                    let trailer = place.trailer(keys.get(index));
-                    group.moves.push(Move { index, tag, extent: place.extent, trailer, record: None });
-                }
-                Some(Err(LinkError::Book(error))) => statuses[index] = get_failure(error),
-                Some(Err(LinkError::Transport(error))) => statuses[index] = read_failure(error),
-                // The node left: a miss.
-                Some(Err(LinkError::Gone)) | None => statuses[index] = GetStatus::Miss,
-            }
+    /// Turns to other replicas of what was not read; whether there are any, and time for them.
+    pub(crate) fn turn_to_others(&mut self, stats: &Stats) -> bool {
+        let (statuses, choices) = (&self.statuses, &mut self.choices);
+        let missing = self.wanted.iter().filter(|(index, _)| statuses[*index] != GetStatus::Hit);
+        self.wanted = missing.filter_map(|(index, _)| Some((*index, choices.get_mut(index)?.pop()?))).collect();
+        if self.wanted.is_empty() || Instant::now() >= self.until {
+            return false;
         }
-        groups.into_values().collect()
+        add(&stats.get_fallbacks, self.wanted.len() as u64);
+        true
     }
 
-    fn count_get(&self, targets: &Buffers, statuses: &[GetStatus], started: Instant) {
-        let stats = &self.stats;
-        for (list, status) in targets.lists().iter().zip(statuses) {
-            match status {
-                GetStatus::Hit => {
-                    add(&stats.get_objects, 1);
-                    add(&stats.get_bytes, list.bytes());
-                }
-                GetStatus::Miss => add(&stats.get_misses, 1),
-                GetStatus::Corrupt => add(&stats.get_corrupt, 1),
-                _ => add(&stats.get_failures, 1),
-            }
+    /// Gives up what is still wanted because the get was cancelled.
+    pub(crate) fn give_up(&mut self) {
+        for (index, _) in self.wanted.drain(..) {
+            self.statuses[index] = GetStatus::Cancelled;
         }
-        add_time(&stats.get_ns, started);
     }
 }
 
-/// How long one attempt may take. While there is another replica to go to, half of the time that is left.
-fn attempt(deadline: Instant, another: bool) -> Instant {
-    let now = Instant::now();
-    if another { now + deadline.saturating_duration_since(now) / 2 } else { deadline }
+pub(crate) fn count_get(stats: &Stats, targets: &Buffers, statuses: &[GetStatus], started: Instant) {
+    for (list, status) in targets.lists().iter().zip(statuses) {
+        match status {
+            GetStatus::Hit => {
+                add(&stats.get_objects, 1);
+                add(&stats.get_bytes, list.bytes());
+            }
+            GetStatus::Miss => add(&stats.get_misses, 1),
+            GetStatus::Corrupt => add(&stats.get_corrupt, 1),
+            GetStatus::Cancelled => add(&stats.get_cancelled, 1),
+            _ => add(&stats.get_failures, 1),
+        }
+    }
+    add_time(&stats.get_ns, started);
 }
 
 /// Whether what was read is what the book named: the trailer in every part, the payload by its sum where there is one.

@@ -1,4 +1,4 @@
-//! Threads that do the work of calls: copying for one call in parallel, and whole calls nobody waits for.
+//! Threads that copy. A fixed number, started with the first job, for all transfers of a store.
 
 use std::collections::VecDeque;
 use std::fmt;
@@ -8,86 +8,86 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
-type Job = Box<dyn FnOnce() + Send>;
+use crate::tasks::{Task, TaskSet};
 
-/// A fixed number of threads with one bounded queue.
+/// Which queue a job stands in. The threads take from both in turn, so that neither waits for the other to run dry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Reads: an engine waits for them.
+    Load = 0,
+    /// Writes.
+    Save = 1,
+}
+
+/// A fixed number of threads.
 pub(crate) struct Workers {
     name: &'static str,
     threads: usize,
-    queue_max: usize,
     process: u32,
     shared: Arc<Shared>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
 
+#[derive(Default)]
 struct Shared {
     state: Mutex<State>,
-    changed: Condvar,
+    /// A job was queued, or the workers stop.
+    work: Condvar,
+    /// A running job ended while the workers stop.
+    idle: Condvar,
 }
 
 #[derive(Default)]
 struct State {
-    queue: VecDeque<Job>,
+    queues: [VecDeque<Task>; 2],
+    /// The queue to look at first.
+    turn: usize,
     running: usize,
     stopping: bool,
 }
 
 impl Workers {
     /// Workers whose threads start with the first job.
-    pub(crate) fn new(name: &'static str, threads: usize, queue_max: usize) -> Self {
-        let shared = Arc::new(Shared { state: Mutex::default(), changed: Condvar::new() });
-        Self { name, threads, queue_max, process: std::process::id(), shared, handles: Mutex::default() }
+    pub(crate) fn new(name: &'static str, threads: usize) -> Self {
+        Self { name, threads, process: std::process::id(), shared: Arc::default(), handles: Mutex::default() }
     }
 
     pub(crate) fn threads(&self) -> usize {
         self.threads
     }
 
-    /// Queues a job; gives it back when the queue is full or the workers stop.
-    pub(crate) fn submit(&self, job: Job) -> Result<(), Job> {
-        if self.ensure_threads().is_err() {
-            return Err(job);
+    /// Has up to `count` threads work on a set, besides whoever else does. Says whether at least one will, unless the
+    /// workers stop first.
+    pub(crate) fn help(&self, set: &Arc<TaskSet>, count: usize, kind: Kind) -> bool {
+        if count == 0 || self.ensure_threads().is_err() {
+            return false;
         }
         let mut state = self.shared.state.lock();
-        if state.stopping || state.queue.len() >= self.queue_max {
-            return Err(job);
+        if state.stopping {
+            return false;
         }
-        state.queue.push_back(job);
+        for _ in 0..count.min(self.threads) {
+            let set = Arc::clone(set);
+            state.queues[kind as usize].push_back(Box::new(move || set.work()));
+        }
         drop(state);
-        self.shared.changed.notify_all();
-        Ok(())
-    }
-
-    /// Runs all tasks, on this thread and as many workers as are free, and returns when every one has ended.
-    pub(crate) fn run_all(&self, tasks: Vec<Job>) {
-        let others = tasks.len().min(self.threads).saturating_sub(1);
-        if others == 0 {
-            for task in tasks {
-                task();
-            }
-            return;
+        if count == 1 {
+            self.shared.work.notify_one();
+        } else {
+            self.shared.work.notify_all();
         }
-        let open = tasks.len();
-        let set = Arc::new(TaskSet { state: Mutex::new((tasks.into(), open)), done: Condvar::new() });
-        for _ in 0..others {
-            let helper = Arc::clone(&set);
-            if self.submit(Box::new(move || helper.work())).is_err() {
-                break; // busy: this thread does what is left
-            }
-        }
-        set.work();
-        set.wait();
+        true
     }
 
     /// Refuses new jobs, drops queued ones and waits for running ones until the deadline; says whether all ended.
     pub(crate) fn stop(&self, deadline: Instant) -> bool {
         let mut state = self.shared.state.lock();
         state.stopping = true;
-        let dropped = std::mem::take(&mut state.queue);
-        self.shared.changed.notify_all();
+        let dropped = std::mem::take(&mut state.queues);
+        self.shared.work.notify_all();
         let inherited = self.process != std::process::id();
         while state.running > 0 && !inherited {
-            if self.shared.changed.wait_until(&mut state, deadline).timed_out() {
+            if self.shared.idle.wait_until(&mut state, deadline).timed_out() {
                 return false;
             }
         }
@@ -111,53 +111,32 @@ impl Workers {
     }
 }
 
+impl State {
+    fn next(&mut self) -> Option<Task> {
+        let first = self.turn;
+        self.turn = 1 - first;
+        self.queues[first].pop_front().or_else(|| self.queues[1 - first].pop_front())
+    }
+}
+
 impl Shared {
     fn serve(&self) {
         let mut state = self.state.lock();
         loop {
-            if let Some(job) = state.queue.pop_front() {
+            if let Some(job) = state.next() {
                 state.running += 1;
                 drop(state);
                 job();
                 state = self.state.lock();
                 state.running -= 1;
                 if state.stopping {
-                    self.changed.notify_all();
+                    self.idle.notify_all();
                 }
             } else if state.stopping {
                 return;
             } else {
-                self.changed.wait(&mut state);
+                self.work.wait(&mut state);
             }
-        }
-    }
-}
-
-/// The tasks of one call and how many have not ended.
-struct TaskSet {
-    state: Mutex<(VecDeque<Job>, usize)>,
-    done: Condvar,
-}
-
-impl TaskSet {
-    fn work(&self) {
-        loop {
-            let task = self.state.lock().0.pop_front();
-            let Some(task) = task else { return };
-            task();
-            let mut state = self.state.lock();
-            state.1 -= 1;
-            if state.1 == 0 {
-                self.done.notify_all();
-            }
-        }
-    }
-
-    /// Every task carries its own deadline, so this ends.
-    fn wait(&self) {
-        let mut state = self.state.lock();
-        while state.1 > 0 {
-            self.done.wait(&mut state);
         }
     }
 }
@@ -175,44 +154,49 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn every_task_of_a_call_runs_once_even_when_workers_are_busy() {
-        let workers = Workers::new("test", 2, 4);
-        let count = Arc::new(AtomicUsize::new(0));
-        for _ in 0..50 {
-            let tasks = (0..7)
-                .map(|_| {
-                    let count = Arc::clone(&count);
-                    Box::new(move || {
-                        count.fetch_add(1, Ordering::Relaxed);
-                    }) as Job
-                })
-                .collect();
-            workers.run_all(tasks);
-        }
-        assert_eq!(count.load(Ordering::Relaxed), 350);
-        assert!(workers.stop(Instant::now() + Duration::from_secs(10)));
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(10)
     }
 
     #[test]
-    fn a_full_queue_gives_the_job_back_and_stop_waits_for_the_running_one() {
-        let workers = Workers::new("test", 1, 1);
+    fn helpers_run_what_the_caller_leaves() {
+        let workers = Workers::new("test", 2);
+        let count = Arc::new(AtomicUsize::new(0));
+        for kind in [Kind::Load, Kind::Save].repeat(25) {
+            let one = |_| {
+                let count = Arc::clone(&count);
+                Box::new(move || {
+                    count.fetch_add(1, Ordering::Relaxed);
+                }) as Task
+            };
+            let set = Arc::new(TaskSet::new((0..7).map(one).collect(), Vec::new(), Box::new(|| {})));
+            assert!(workers.help(&set, 2, kind));
+            assert!(set.wait_until(Some(soon())), "nobody ran the tasks");
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 350);
+        assert!(workers.stop(soon()));
+    }
+
+    #[test]
+    fn stop_waits_for_the_running_job_and_ends_the_queued_ones() {
+        let workers = Workers::new("test", 1);
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let (started, start) = std::sync::mpsc::channel::<()>();
-        assert!(
-            workers
-                .submit(Box::new(move || {
-                    started.send(()).unwrap();
-                    gate.recv_timeout(Duration::from_secs(10)).unwrap();
-                }))
-                .is_ok()
-        );
+        let slow = Box::new(move || {
+            started.send(()).unwrap();
+            gate.recv_timeout(Duration::from_secs(10)).unwrap();
+        });
+        let running = Arc::new(TaskSet::new(vec![slow], Vec::new(), Box::new(|| {})));
+        assert!(workers.help(&running, 1, Kind::Save));
         start.recv_timeout(Duration::from_secs(10)).unwrap();
-        assert!(workers.submit(Box::new(|| {})).is_ok());
-        assert!(workers.submit(Box::new(|| {})).is_err());
+        let (told, ended) = std::sync::mpsc::channel::<()>();
+        let queued =
+            TaskSet::new(vec![Box::new(|| panic!("ran"))], Vec::new(), Box::new(move || told.send(()).unwrap()));
+        assert!(workers.help(&Arc::new(queued), 1, Kind::Load));
         assert!(!workers.stop(Instant::now() + Duration::from_millis(5)));
         release.send(()).unwrap();
-        assert!(workers.stop(Instant::now() + Duration::from_secs(10)));
-        assert!(workers.submit(Box::new(|| {})).is_err());
+        assert!(workers.stop(soon()));
+        ended.recv_timeout(Duration::from_secs(10)).unwrap();
+        assert!(!workers.help(&running, 1, Kind::Save));
     }
 }

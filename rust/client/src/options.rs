@@ -7,7 +7,8 @@ use memcache_config::{ChecksumPolicy, Endpoint, LocalConfig, Protocol, StoreConf
 use memcache_transport::ProtocolChoice;
 
 use crate::local_service::LocalOptions;
-use crate::store::{Checksums, StoreOptions};
+use crate::store::StoreOptions;
+use crate::sums::Checksums;
 
 /// Most threads one call copies with unless told otherwise: memory is saturated before.
 const TRANSFER_THREADS_DEFAULT_MAX: usize = 4;
@@ -38,6 +39,9 @@ impl StoreOptions {
         };
         let checksums = match config.checksum {
             ChecksumPolicy::Always => Checksums::Always,
+            ChecksumPolicy::Sampled => {
+                Checksums::Sampled { one_in: u32::try_from(config.checksum_one_in).unwrap_or(u32::MAX) }
+            }
             ChecksumPolicy::Off => Checksums::Off,
         };
         let replicas = usize::try_from(config.replica_num).unwrap_or(usize::MAX);
@@ -125,5 +129,8 @@ mod tests {
         assert!(options.lend.is_none());
         assert!(options.transfer_threads >= 1);
         assert_eq!(options.checksums, Checksums::Always);
+        let config = StoreConfig { checksum: ChecksumPolicy::Sampled, checksum_one_in: 7, ..config };
+        let options = StoreOptions::from_config(&config, options.endpoint);
+        assert_eq!(options.checksums, Checksums::Sampled { one_in: 7 });
     }
 }

@@ -11,17 +11,19 @@ use memcache_proto::pb;
 use memcache_transport::{Protocol, TransportError};
 use memcache_types::limits::REPLICAS_MAX;
 use memcache_types::{
-    Extent, Generation, GlobalAddress, KeyBatch, KeyDigest, NodeId, PutStatus, ReservationId, SegmentId, extent_bytes,
+    Extent, Generation, GlobalAddress, KeyBatch, KeyDigest, NodeId, PutStatus, ReservationId, ScatterList, SegmentId,
+    extent_bytes,
 };
 
-use crate::book::BookError;
+use crate::book::{Answer, Book, BookError};
 use crate::buffer::Buffers;
-use crate::directory::LinkError;
+use crate::directory::{LinkError, Links};
 use crate::error::{InvalidCall, StoreError};
 use crate::record::{Record, clear, record_extent};
-use crate::stats::{add, add_time};
+use crate::stats::{Stats, add, add_time};
 use crate::store::{Inner, check_call};
-use crate::transfer::{Group, Move};
+use crate::transfer::{Group, Move, MoveError, Moved, Transfer};
+use crate::ways::Writes;
 
 /// How to put, beside what and where to.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -53,13 +55,27 @@ struct Ticket {
 }
 
 /// What the book granted: a status for every key it did not grant, and tickets for the others.
-struct Granted {
-    statuses: Vec<PutStatus>,
-    tickets: Vec<Ticket>,
+pub(crate) struct Granted {
+    pub(crate) statuses: Vec<PutStatus>,
+    pub(crate) tickets: Tickets,
     /// Replicas that each key should have.
     wanted: u32,
     /// No write may start after this: the space may go to somebody else some time later.
-    write_until: Instant,
+    pub(crate) write_until: Instant,
+}
+
+/// Tickets that nobody has begun to write to. Dropped, they are given back.
+pub(crate) struct Tickets {
+    open: Vec<Ticket>,
+    book: Arc<Book>,
+}
+
+/// What became of the writes.
+pub(crate) struct Written {
+    /// Index and reservation of every replica that is whole.
+    pub(crate) sealable: Vec<(usize, u64)>,
+    /// Reservations whose space nobody writes to any more.
+    pub(crate) abandoned: Vec<u64>,
 }
 
 impl Inner {
@@ -77,14 +93,14 @@ impl Inner {
             return Ok(Vec::new());
         }
         let started = Instant::now();
-        let granted = self.reserve(keys, sources, options, deadline);
+        let answer = self.book.call(self.reserve_request(keys, sources, options), deadline);
+        let granted = answer.and_then(|answer| self.granted(answer, sources, self.replicas_of(options)));
         add_time(&self.stats.put_reserve_ns, started);
         let statuses = match granted {
             Ok(granted) => self.fill(keys, sources, granted, deadline)?,
-            Err(BookError::Refused(message)) => return Err(self.book.error(BookError::Refused(message))),
-            Err(error) => vec![put_failure(&error); keys.len()],
+            Err(error) => self.not_granted(error, keys.len())?,
         };
-        self.count_put(sources, &statuses, started);
+        count_put(&self.stats, &bytes_of(sources), &statuses, started);
         Ok(statuses)
     }
 
@@ -96,31 +112,44 @@ impl Inner {
         Ok(())
     }
 
-    fn reserve(
+    pub(crate) fn reserve_request(
         &self,
         keys: &KeyBatch,
         sources: &Buffers,
         options: &PutOptions,
-        deadline: Instant,
-    ) -> Result<Granted, BookError> {
-        let mut payload_bytes: Vec<u64> = sources.lists().iter().map(memcache_types::ScatterList::bytes).collect();
+    ) -> pb::request::Body {
+        let mut payload_bytes = bytes_of(sources);
         if payload_bytes.iter().all(|bytes| *bytes == payload_bytes[0]) {
             payload_bytes.truncate(1);
         }
-        let replicas = u32::try_from(options.replicas.unwrap_or(self.replicas)).unwrap_or(u32::MAX);
-        let request = pb::Reserve {
+        pb::request::Body::Reserve(pb::Reserve {
             keys: Some(keys_to_wire(keys)),
             payload_bytes,
             near: self.near(),
             exclusive: options.exclusive,
-            replicas,
+            replicas: self.replicas_of(options),
             preferred: options.preferred.iter().map(|node| node.get()).collect(),
-        };
-        let answer = self.book.call(pb::request::Body::Reserve(request), deadline)?;
+        })
+    }
+
+    /// Replicas that each key should have.
+    pub(crate) fn replicas_of(&self, options: &PutOptions) -> u32 {
+        u32::try_from(options.replicas.unwrap_or(self.replicas)).unwrap_or(u32::MAX)
+    }
+
+    pub(crate) fn granted(&self, answer: Answer, sources: &Buffers, wanted: u32) -> Result<Granted, BookError> {
         let pb::reply::Body::Reserve(reply) = answer.body else {
             return Err(BookError::Refused("not a Reserve reply".to_owned()));
         };
-        grants(&reply, sources, replicas, answer.sent).map_err(|error| BookError::Refused(error.to_string()))
+        grants(&reply, sources, wanted, answer.sent, &self.book).map_err(|error| BookError::Refused(error.to_string()))
+    }
+
+    /// What a put that was granted nothing returns.
+    pub(crate) fn not_granted(&self, error: BookError, keys: usize) -> Result<Vec<PutStatus>, StoreError> {
+        match error {
+            BookError::Refused(message) => Err(self.book.error(BookError::Refused(message))),
+            error => Ok(vec![put_failure(&error); keys]),
+        }
     }
 
     /// Writes what was granted and seals what was written.
@@ -128,132 +157,210 @@ impl Inner {
         &self,
         keys: &KeyBatch,
         sources: &Buffers,
-        granted: Granted,
+        mut granted: Granted,
         deadline: Instant,
     ) -> Result<Vec<PutStatus>, StoreError> {
-        let Granted { mut statuses, tickets, wanted, write_until } = granted;
-        if tickets.is_empty() {
-            return Ok(statuses);
+        if granted.tickets.is_empty() {
+            return Ok(std::mem::take(&mut granted.statuses));
         }
-        let until = deadline.min(write_until);
-        let until = if tickets.len() > statuses.iter().filter(|status| is_granted(**status)).count() {
-            let now = Instant::now();
-            now + until.saturating_duration_since(now) * WRITE_PART.0 / WRITE_PART.1
-        } else {
-            until
-        };
-        let segments = tickets.iter().map(|ticket| ticket.extent.segment());
-        let mut links = self.directory.links(&self.book, &self.fabric, segments, until);
-        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
-        let mut abandoned: Vec<u64> = Vec::new();
-        for (tag, ticket) in tickets.iter().enumerate() {
-            match links.get_mut(&ticket.extent.segment()) {
-                Some(Ok(link)) => {
-                    if let Err(error) = clear(&**link, &ticket.clears, until) {
-                        tracing::debug!(%error, "a put could not clear old records");
-                        statuses[ticket.index] = write_failure(&error);
-                        if writer_is_done(link.protocol()) {
-                            abandoned.push(ticket.reservation.get());
-                        }
-                        continue;
-                    }
-                    let one = write_of(tag, ticket, wanted, keys, sources);
-                    let group = groups
-                        .entry(ticket.extent.segment())
-                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
-                    group.moves.push(one);
-                }
-                Some(Err(error)) => {
-                    statuses[ticket.index] = unreachable_status(error);
-                    abandoned.push(ticket.reservation.get());
-                }
-                None => abandoned.push(ticket.reservation.get()),
-            }
-        }
-        let groups = groups.into_values().collect();
-        let mut sealable: Vec<(usize, u64)> = Vec::with_capacity(tickets.len());
-        let transfer = self.transfer(sources, until);
+        let until = granted.write_deadline(deadline);
+        let links = self.directory.links(&self.book, &self.fabric, granted.tickets.segments(), until);
+        granted.clear_records(&links, until);
+        let (groups, places) = self.plan_writes(&mut granted, keys, sources, &links);
+        let Granted { mut statuses, tickets, .. } = granted;
+        let transfer = Transfer::<Writes>::new(&self.stats, sources, until, Arc::default());
         let moving = Instant::now();
-        let written = transfer.write(groups);
+        let moved = transfer.run(&self.crew, groups);
         add_time(&self.stats.put_move_ns, moving);
-        for (tag, protocol, outcome) in written {
-            let Ticket { index, reservation, .. } = tickets[tag];
-            match outcome {
-                Ok(()) => sealable.push((index, reservation.get())),
-                Err(error) => {
-                    tracing::debug!(%error, %protocol, "a put could not write");
-                    statuses[index] = write_failure(&error);
-                    if writer_is_done(protocol) {
-                        abandoned.push(reservation.get());
-                    }
-                }
-            }
+        drop(tickets);
+        let Written { sealable, abandoned } = written(moved, &places, &mut statuses);
+        abort(&self.book, abandoned);
+        if !sealable.is_empty() {
+            let sealing = Instant::now();
+            let outcome = self.book.call(seal_request(&sealable), deadline);
+            read_seal(&self.book, outcome, &sealable, &mut statuses)?;
+            add_time(&self.stats.put_seal_ns, sealing);
         }
-        // The keys of a batch are a chain, and the replicas of a key go together.
-        sealable.sort_unstable();
-        self.abort(abandoned);
-        let sealing = Instant::now();
-        self.seal(&sealable, &mut statuses, deadline)?;
-        add_time(&self.stats.put_seal_ns, sealing);
         Ok(statuses)
     }
 
-    fn seal(&self, sealable: &[(usize, u64)], statuses: &mut [PutStatus], deadline: Instant) -> Result<(), StoreError> {
-        if sealable.is_empty() {
-            return Ok(());
-        }
-        let reservations = sealable.iter().map(|(_, reservation)| *reservation).collect();
-        let answer = match self.book.call(pb::request::Body::Seal(pb::Seal { reservations }), deadline) {
-            Ok(answer) => answer,
-            Err(error) => {
-                for (index, _) in sealable {
-                    statuses[*index] = put_failure(&error);
+    /// Which objects to write over which link, and by tag index and reservation of each. Tickets for nodes that cannot be
+    /// reached stay behind, their statuses told.
+    pub(crate) fn plan_writes(
+        &self,
+        granted: &mut Granted,
+        keys: &KeyBatch,
+        sources: &Buffers,
+        links: &Links,
+    ) -> (Vec<Group>, Vec<(usize, u64)>) {
+        let Granted { statuses, tickets, wanted, .. } = granted;
+        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        let mut places = Vec::with_capacity(tickets.open.len());
+        tickets.open.retain(|ticket| {
+            match links.get(&ticket.extent.segment()) {
+                Some(Ok(link)) => {
+                    let group = groups
+                        .entry(ticket.extent.segment())
+                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
+                    group.moves.push(write_of(places.len(), ticket, *wanted, keys, sources, self.sums.of_put()));
+                    places.push((ticket.index, ticket.reservation.get()));
+                    return false;
                 }
-                return Ok(());
+                Some(Err(error)) => statuses[ticket.index] = unreachable_status(error),
+                None => {}
             }
-        };
-        let pb::reply::Body::Seal(reply) = answer.body else {
-            return Err(self.book.error(BookError::Refused("not a Seal reply".to_owned())));
-        };
-        let outcomes = outcomes_from_wire::<pb::SealOutcome>("outcomes", &reply.outcomes, sealable.len())?;
-        for ((index, _), outcome) in sealable.iter().zip(outcomes) {
-            let status = &mut statuses[*index];
-            *status = match (outcome, *status) {
-                // One replica is enough; the pool makes the others.
-                (pb::SealOutcome::Sealed, _) | (_, PutStatus::Stored) => PutStatus::Stored,
-                (pb::SealOutcome::SealPresent, _) | (_, PutStatus::Present) => PutStatus::Present,
-                (pb::SealOutcome::SealLost | pb::SealOutcome::SealUnknown, _) => PutStatus::Lost,
-            };
-        }
-        Ok(())
-    }
-
-    /// Gives space back without waiting: if the message is lost the reservation runs out by itself.
-    fn abort(&self, reservations: Vec<u64>) {
-        if !reservations.is_empty() {
-            let body = pb::request::Body::Abort(pb::Abort { reservations });
-            self.book.submit(body, Instant::now() + Duration::from_secs(1), drop);
-        }
-    }
-
-    fn count_put(&self, sources: &Buffers, statuses: &[PutStatus], started: Instant) {
-        let stats = &self.stats;
-        for (list, status) in sources.lists().iter().zip(statuses) {
-            match status {
-                PutStatus::Stored => {
-                    add(&stats.put_objects, 1);
-                    add(&stats.put_bytes, list.bytes());
-                }
-                PutStatus::Present | PutStatus::Pending => add(&stats.put_present, 1),
-                _ => add(&stats.put_failures, 1),
-            }
-        }
-        add_time(&stats.put_ns, started);
+            true
+        });
+        (groups.into_values().collect(), places)
     }
 }
 
+impl Granted {
+    /// Whether taking away the old records over these links waits for no peer.
+    pub(crate) fn clears_at_once(&self, links: &Links) -> bool {
+        let with_records = self.tickets.open.iter().filter(|ticket| !ticket.clears.is_empty());
+        with_records
+            .filter_map(|ticket| links.get(&ticket.extent.segment()))
+            .all(|link| link.as_ref().map_or(true, |link| link.capabilities().copies_on_caller))
+    }
+
+    /// Takes away the records of objects that were in the granted space before, as long as no byte of it has changed.
+    /// Where that fails nothing is written.
+    pub(crate) fn clear_records(&mut self, links: &Links, until: Instant) {
+        let mut failed = Vec::new();
+        let statuses = &mut self.statuses;
+        self.tickets.open.retain_mut(|ticket| {
+            let Some(Ok(link)) = links.get(&ticket.extent.segment()) else { return true };
+            let clears = std::mem::take(&mut ticket.clears);
+            let Err(error) = clear(&**link, &clears, until) else { return true };
+            tracing::debug!(%error, "a put could not clear old records");
+            statuses[ticket.index] = write_failure(&error);
+            if writer_is_done(link.protocol()) {
+                failed.push(ticket.reservation.get());
+            }
+            false
+        });
+        abort(&self.tickets.book, failed);
+    }
+
+    /// When the writes must be over.
+    pub(crate) fn write_deadline(&self, deadline: Instant) -> Instant {
+        let until = deadline.min(self.write_until);
+        if self.tickets.open.len() <= self.statuses.iter().filter(|status| is_granted(**status)).count() {
+            return until;
+        }
+        let now = Instant::now();
+        now + until.saturating_duration_since(now) * WRITE_PART.0 / WRITE_PART.1
+    }
+}
+
+impl Tickets {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.open.is_empty()
+    }
+
+    pub(crate) fn segments(&self) -> impl Iterator<Item = SegmentId> + '_ {
+        self.open.iter().map(|ticket| ticket.extent.segment())
+    }
+}
+
+impl Drop for Tickets {
+    fn drop(&mut self) {
+        abort(&self.book, self.open.iter().map(|ticket| ticket.reservation.get()).collect());
+    }
+}
+
+/// Sorts results into what can be sealed and what is given up.
+pub(crate) fn written(moved: Vec<Moved<()>>, places: &[(usize, u64)], statuses: &mut [PutStatus]) -> Written {
+    let mut written = Written { sealable: Vec::with_capacity(moved.len()), abandoned: Vec::new() };
+    for (tag, protocol, outcome) in moved {
+        let (index, reservation) = places[tag];
+        match outcome {
+            Ok(()) => written.sealable.push((index, reservation)),
+            // Nothing of it is on its way: the transfer was stopped between two copies.
+            Err(MoveError::Cancelled) => {
+                statuses[index] = PutStatus::Cancelled;
+                written.abandoned.push(reservation);
+            }
+            Err(MoveError::Transport(error)) => {
+                tracing::debug!(%error, %protocol, "a put could not write");
+                statuses[index] = write_failure(&error);
+                if writer_is_done(protocol) {
+                    written.abandoned.push(reservation);
+                }
+            }
+        }
+    }
+    // The keys of a batch are a chain, and the replicas of a key go together.
+    written.sealable.sort_unstable();
+    written
+}
+
+pub(crate) fn seal_request(sealable: &[(usize, u64)]) -> pb::request::Body {
+    let reservations = sealable.iter().map(|(_, reservation)| *reservation).collect();
+    pb::request::Body::Seal(pb::Seal { reservations })
+}
+
+pub(crate) fn read_seal(
+    book: &Book,
+    outcome: Result<Answer, BookError>,
+    sealable: &[(usize, u64)],
+    statuses: &mut [PutStatus],
+) -> Result<(), StoreError> {
+    let answer = match outcome {
+        Ok(answer) => answer,
+        Err(error) => {
+            for (index, _) in sealable {
+                statuses[*index] = put_failure(&error);
+            }
+            return Ok(());
+        }
+    };
+    let pb::reply::Body::Seal(reply) = answer.body else {
+        return Err(book.error(BookError::Refused("not a Seal reply".to_owned())));
+    };
+    let outcomes = outcomes_from_wire::<pb::SealOutcome>("outcomes", &reply.outcomes, sealable.len())?;
+    for ((index, _), outcome) in sealable.iter().zip(outcomes) {
+        let status = &mut statuses[*index];
+        *status = match (outcome, *status) {
+            // One replica is enough; the pool makes the others.
+            (pb::SealOutcome::Sealed, _) | (_, PutStatus::Stored) => PutStatus::Stored,
+            (pb::SealOutcome::SealPresent, _) | (_, PutStatus::Present) => PutStatus::Present,
+            (pb::SealOutcome::SealLost | pb::SealOutcome::SealUnknown, _) => PutStatus::Lost,
+        };
+    }
+    Ok(())
+}
+
+/// Gives space back without waiting: if the message is lost the reservations run out by themselves.
+pub(crate) fn abort(book: &Book, reservations: Vec<u64>) {
+    if !reservations.is_empty() {
+        let body = pb::request::Body::Abort(pb::Abort { reservations });
+        book.submit(body, Instant::now() + Duration::from_secs(1), drop);
+    }
+}
+
+pub(crate) fn bytes_of(sources: &Buffers) -> Vec<u64> {
+    sources.lists().iter().map(ScatterList::bytes).collect()
+}
+
+pub(crate) fn count_put(stats: &Stats, bytes: &[u64], statuses: &[PutStatus], started: Instant) {
+    for (bytes, status) in bytes.iter().zip(statuses) {
+        match status {
+            PutStatus::Stored => {
+                add(&stats.put_objects, 1);
+                add(&stats.put_bytes, *bytes);
+            }
+            PutStatus::Present | PutStatus::Pending => add(&stats.put_present, 1),
+            PutStatus::Cancelled => add(&stats.put_cancelled, 1),
+            _ => add(&stats.put_failures, 1),
+        }
+    }
+    add_time(&stats.put_ns, started);
+}
+
 /// The write that fills what was granted, and its record; the checksum comes with the copy.
-fn write_of(tag: usize, ticket: &Ticket, wanted: u32, keys: &KeyBatch, sources: &Buffers) -> Move {
+fn write_of(tag: usize, ticket: &Ticket, wanted: u32, keys: &KeyBatch, sources: &Buffers, summed: bool) -> Move {
     let trailer = Trailer {
         digest: KeyDigest::of(keys.get(ticket.index)),
         generation: ticket.generation,
@@ -268,7 +375,7 @@ fn write_of(tag: usize, ticket: &Ticket, wanted: u32, keys: &KeyBatch, sources: 
     };
     let key = keys.get(ticket.index);
     let record = ticket.record.map(|extent| Record::new(extent, &head, key, ticket.generation));
-    Move { index: ticket.index, tag, extent: ticket.extent, trailer, record }
+    Move { index: ticket.index, tag, extent: ticket.extent, trailer, summed, record }
 }
 
 /// Reads the packed reply into tickets and statuses.
@@ -277,6 +384,7 @@ fn grants(
     sources: &Buffers,
     wanted: u32,
     sent: Instant,
+    book: &Arc<Book>,
 ) -> Result<Granted, memcache_proto::pack::WireError> {
     let outcomes = outcomes_from_wire::<pb::ReserveOutcome>("outcomes", &reply.outcomes, sources.len())?;
     let granted = outcomes.iter().filter(|outcome| **outcome == pb::ReserveOutcome::Reserved).count();
@@ -334,7 +442,7 @@ fn grants(
     }
     // Half of the ticket's life: a write that starts then has as long again before the space can go elsewhere.
     let write_until = sent + Duration::from_millis(u64::from(reply.ttl_ms)) / 2;
-    Ok(Granted { statuses, tickets, wanted, write_until })
+    Ok(Granted { statuses, tickets: Tickets { open: tickets, book: Arc::clone(book) }, wanted, write_until })
 }
 
 /// Whether this is what a granted key has until its write is over.

@@ -16,11 +16,13 @@ use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, ScatterList, 
 use crate::book::BookError;
 use crate::buffer::Buffers;
 use crate::directory::Directory;
+use crate::errands::Errands;
 use crate::get::{Place, verify};
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, Member};
 use crate::stats::Stats;
-use crate::transfer::{Group, Move, Transfer};
+use crate::transfer::{Crew, Group, Move, Transfer};
+use crate::ways::Reads;
 
 /// Longest wait for an answer of the book.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,8 +45,8 @@ pub(crate) struct Copier {
     segment: Arc<Segment>,
     fabric: Fabric,
     directory: Directory,
-    workers: Workers,
-    stats: Stats,
+    crew: Crew,
+    stats: Arc<Stats>,
     bytes_per_s: u64,
 }
 
@@ -79,8 +81,8 @@ impl Copier {
             fabric: Fabric::with_rdma(choice, rdma),
             directory: Directory::new(),
             // One thread, this one: copies for others must not take the cores from the engine.
-            workers: Workers::new("memcache-repair-copy", 1, 1),
-            stats: Stats::default(),
+            crew: Crew { workers: Workers::new("memcache-repair-copy", 1), errands: Errands::new() },
+            stats: Arc::default(),
             bytes_per_s: options.repair_bytes_per_s,
         }
     }
@@ -230,14 +232,20 @@ impl Copier {
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(&copies[*index].task.key);
-                    group.moves.push(Move { index: *index, tag: *index, extent: place.extent, trailer, record: None });
+                    group.moves.push(Move {
+                        index: *index,
+                        tag: *index,
+                        extent: place.extent,
+                        trailer,
+                        summed: true,
+                        record: None,
+                    });
                 }
                 other => tracing::debug!(source = %place.extent.segment(), ?other, "a copy cannot reach its source"),
             }
         }
-        let transfer =
-            Transfer { workers: &self.workers, stats: &self.stats, buffers: &targets, summed: true, deadline: until };
-        for (index, protocol, outcome) in transfer.read(groups.into_values().collect()) {
+        let transfer = Transfer::<Reads>::new(&self.stats, &targets, until, Arc::default());
+        for (index, protocol, outcome) in transfer.run(&self.crew, groups.into_values().collect()) {
             let (copy, place) = (&mut copies[index], &tried[&index]);
             match outcome {
                 Ok(found) if verify(&found, place, &copy.task.key) == GetStatus::Hit => {

@@ -37,6 +37,8 @@ counters! {
     put_present,
     /// Objects that could not be stored, for whatever reason.
     put_failures,
+    /// Objects whose put was cancelled.
+    put_cancelled,
     /// Nanoseconds spent in puts, summed over calls.
     put_ns,
     /// Nanoseconds of them spent waiting for the book to grant space.
@@ -57,6 +59,8 @@ counters! {
     get_corrupt,
     /// Keys read from another replica after the nearest one failed.
     get_fallbacks,
+    /// Keys whose get was cancelled.
+    get_cancelled,
     /// Nanoseconds spent in gets, summed over calls.
     get_ns,
     /// Nanoseconds of them spent waiting for the book to say where objects are.

@@ -13,38 +13,25 @@ use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
 
 use crate::book::Book;
 use crate::buffer::Buffers;
-use crate::completion::{Completion, completion};
+use crate::completion::Completion;
 use crate::directory::Directory;
+use crate::errands::Errands;
 use crate::error::{InvalidCall, StoreError};
+use crate::flight::Flights;
 use crate::get::Located;
+use crate::get_async::get_async;
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, LocalService};
 use crate::lookup::Shared;
 use crate::put::PutOptions;
+use crate::put_async::put_async;
 use crate::roads::rdma;
 use crate::stats::{Stats, StatsSnapshot};
-use crate::transfer::Transfer;
-
-/// Whole calls that may wait for a thread; more are refused as unavailable.
-const JOBS_MAX: usize = 4096;
-
-/// Copying shares that may wait for a thread; more are done by the caller itself.
-const SHARES_MAX: usize = 1024;
-
-/// Threads that run whole puts, and as many that run whole gets: loads never queue behind saves.
-const JOB_THREADS: usize = 2;
+use crate::sums::{Checksums, Sums};
+use crate::transfer::Crew;
 
 /// How long a new store waits for its own memory to be accepted before it goes on without.
 const JOIN_WAIT: Duration = Duration::from_secs(2);
-
-/// Whether objects carry a checksum of their payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Checksums {
-    /// Written by every put, verified by every get.
-    Always,
-    /// Neither. The trailer's generation and length are still compared.
-    Off,
-}
 
 /// How to open a store.
 #[derive(Clone, Debug)]
@@ -85,12 +72,11 @@ pub(crate) struct Inner {
     pub(crate) book: Arc<Book>,
     pub(crate) fabric: Fabric,
     pub(crate) directory: Directory,
-    pub(crate) workers: Workers,
+    pub(crate) crew: Crew,
+    pub(crate) flights: Arc<Flights>,
     pub(crate) stats: Arc<Stats>,
-    pub(crate) checksums: Checksums,
+    pub(crate) sums: Arc<Sums>,
     pub(crate) replicas: usize,
-    put_jobs: Workers,
-    get_jobs: Workers,
     local: Option<LocalService>,
     closed: AtomicBool,
     process: u32,
@@ -117,12 +103,14 @@ impl Store {
             book,
             fabric,
             directory: Directory::new(),
-            workers: Workers::new("memcache-copy", options.transfer_threads.max(1), SHARES_MAX),
+            crew: Crew {
+                workers: Workers::new("memcache-copy", options.transfer_threads.max(1)),
+                errands: Errands::new(),
+            },
+            flights: Arc::default(),
             stats: Arc::default(),
-            checksums: options.checksums,
+            sums: Arc::new(Sums::new(options.checksums)),
             replicas: options.replicas,
-            put_jobs: Workers::new("memcache-put", JOB_THREADS, JOBS_MAX),
-            get_jobs: Workers::new("memcache-get", JOB_THREADS, JOBS_MAX),
             local,
             closed: AtomicBool::new(false),
             process: std::process::id(),
@@ -176,39 +164,43 @@ impl Store {
         self.inner()?.read(located, keys, targets, deadline)
     }
 
-    /// [`put`](Self::put) without waiting. The sources are held until the transfer has ended.
+    /// [`put`](Self::put) without waiting, and without a thread that waits. The sources are held until the transfer has
+    /// ended.
+    ///
+    /// # Errors
+    /// [`StoreError::Busy`] when too many puts and gets are under way. Every other trouble is in the statuses.
     pub fn put_async(
         &self,
         keys: KeyBatch,
         sources: Buffers,
-        options: PutOptions,
+        options: &PutOptions,
         deadline: Instant,
     ) -> Result<Completion<Shared<Vec<PutStatus>>>, StoreError> {
-        let inner = self.inner()?;
-        check_call(&keys, &sources)?;
-        inner.check_put(&options)?;
-        let refused = vec![PutStatus::Unavailable; keys.len()];
-        let work = move |inner: &Inner| inner.put(&keys, &sources, &options, deadline);
-        Ok(run_job(&inner, &inner.put_jobs, refused, work))
+        put_async(&self.inner()?, keys, sources, options, deadline)
     }
 
-    /// [`get`](Self::get) without waiting. The targets are held until the transfer has ended.
+    /// [`get`](Self::get) without waiting, and without a thread that waits. The targets are held until the transfer has
+    /// ended.
+    ///
+    /// # Errors
+    /// As [`put_async`](Self::put_async).
     pub fn get_async(
         &self,
         keys: KeyBatch,
         targets: Buffers,
         deadline: Instant,
     ) -> Result<Completion<Shared<Vec<GetStatus>>>, StoreError> {
-        let inner = self.inner()?;
-        check_call(&keys, &targets)?;
-        let refused = vec![GetStatus::Unavailable; keys.len()];
-        let work = move |inner: &Inner| inner.get(&keys, &targets, deadline);
-        Ok(run_job(&inner, &inner.get_jobs, refused, work))
+        get_async(&self.inner()?, keys, targets, deadline)
     }
 
     /// What this store has done so far.
     pub fn stats(&self) -> StatsSnapshot {
         self.inner.stats.snapshot()
+    }
+
+    /// Puts and gets under way that were started without waiting; at most a few thousand may be.
+    pub fn in_flight(&self) -> usize {
+        self.inner.flights.count()
     }
 
     /// The connection to the `MetaService`.
@@ -227,8 +219,9 @@ impl Store {
         Ok(self.inner()?.local.as_ref().is_none_or(|local| local.drain(deadline)))
     }
 
-    /// Ends the store: later calls fail, queued jobs resolve as unavailable, running ones are waited for until the
-    /// deadline. Says whether all ended. What was lent leaves the pool.
+    /// Ends the store: later calls fail; puts and gets under way that have not begun to move bytes resolve as
+    /// unavailable, the others are waited for until the deadline and then stopped. Says whether all ended. What was lent
+    /// leaves the pool.
     pub fn close(&self, deadline: Instant) -> bool {
         let inner = &self.inner;
         if inner.closed.swap(true, Ordering::AcqRel) {
@@ -247,49 +240,6 @@ impl Store {
             return Err(StoreError::Closed);
         }
         Ok(Arc::clone(inner))
-    }
-}
-
-/// Runs a call on a job thread. The completion resolves in every case: also when the queue is full, or when the
-/// store is closed before the job's turn.
-fn run_job<T: Send + Sync + 'static>(
-    inner: &Arc<Inner>,
-    jobs: &Workers,
-    refused: T,
-    work: impl FnOnce(&Inner) -> Result<T, StoreError> + Send + 'static,
-) -> Completion<Shared<T>> {
-    let (resolver, done) = completion();
-    let mut guard = ResolveOnDrop { resolver: Some(resolver), refused: Some(refused) };
-    let owner = Arc::downgrade(inner);
-    let job = Box::new(move || {
-        if let Some(inner) = owner.upgrade() {
-            let result = work(&inner);
-            guard.resolve(result);
-        }
-    });
-    drop(jobs.submit(job));
-    done
-}
-
-/// Resolves with the refusal if the job is dropped without having run.
-struct ResolveOnDrop<T> {
-    resolver: Option<crate::completion::Resolver<Shared<T>>>,
-    refused: Option<T>,
-}
-
-impl<T> ResolveOnDrop<T> {
-    fn resolve(&mut self, result: Result<T, StoreError>) {
-        if let Some(resolver) = self.resolver.take() {
-            resolver.resolve(Arc::new(result));
-        }
-    }
-}
-
-impl<T> Drop for ResolveOnDrop<T> {
-    fn drop(&mut self) {
-        if let Some(refused) = self.refused.take() {
-            self.resolve(Ok(refused));
-        }
     }
 }
 
@@ -317,21 +267,15 @@ impl Inner {
         self.local.as_ref().map_or(0, |local| local.node().get())
     }
 
-    /// A transfer to or from these buffers, checksums as configured.
-    pub(crate) fn transfer<'a>(&'a self, buffers: &'a Buffers, deadline: Instant) -> Transfer<'a> {
-        let summed = self.checksums == Checksums::Always;
-        Transfer { workers: &self.workers, stats: &self.stats, buffers, summed, deadline }
-    }
-
     fn shut_down(&self, deadline: Instant) -> bool {
-        let puts = self.put_jobs.stop(deadline);
-        let gets = self.get_jobs.stop(deadline);
-        let copies = self.workers.stop(deadline);
+        let flights = self.flights.end_all(deadline);
+        let calls = self.crew.errands.stop(deadline);
+        let copies = self.crew.workers.stop(deadline);
         if let Some(local) = &self.local {
             local.stop(deadline);
         }
         self.book.close();
-        puts && gets && copies
+        flights && calls && copies
     }
 }
 

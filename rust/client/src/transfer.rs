@@ -1,22 +1,33 @@
-//! One-sided reads and writes of a batch: grouped by link, split over threads, every object with its own result.
+//! One-sided reads and writes of a batch: cut into tasks that several threads share, every object with its own result.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
-use memcache_memory::Trailer;
-use memcache_transport::{Link, Protocol, ReadOp, SummedWriteOp, TransportError, WriteOp};
-use memcache_types::limits::TRAILER_LEN;
-use memcache_types::{Extent, ScatterList};
+use memcache_memory::{Part, Trailer, checksum_bytes, checksum_combine, parts_of};
+use memcache_transport::{Link, Parts, Protocol, TransportError};
+use memcache_types::Extent;
 use parking_lot::Mutex;
+use thiserror::Error;
 
 use crate::buffer::Buffers;
-use crate::jobs::Workers;
+use crate::errands::{Errands, Whom};
+use crate::jobs::{Kind, Workers};
 use crate::record::Record;
 use crate::stats::{Stats, add};
+use crate::tasks::{Task, TaskSet};
+use crate::ways::Way;
 
-/// Below this many bytes a second thread costs more than it saves.
+/// Below this many bytes a call stays on its thread: waking another one takes about as long as the copy.
 const SPLIT_BYTES_MIN: u64 = 512 << 10;
+
+/// Tasks a thread that copies gets on average, so that one that comes late or is interrupted leaves little behind.
+const TASKS_PER_THREAD: u64 = 4;
+
+/// Limits of a task's length in bytes. Shorter ones cost more than they even out. Longer ones make a cancelled
+/// transfer wait: 4 MiB take about half a millisecond.
+const TASK_BYTES_MIN: u64 = 256 << 10;
+const TASK_BYTES_MAX: u64 = 4 << 20;
 
 /// One object to move: where it is in the pool, and which of the buffers it goes to or comes from.
 pub(crate) struct Move {
@@ -26,6 +37,8 @@ pub(crate) struct Move {
     pub(crate) extent: Extent,
     /// What a write puts at the end of the extent, its checksum aside; what a read expects there.
     pub(crate) trailer: Trailer,
+    /// Whether to make a checksum on the way.
+    pub(crate) summed: bool,
     /// What a write leaves in the segment's table.
     pub(crate) record: Option<Record>,
 }
@@ -36,127 +49,240 @@ pub(crate) struct Group {
     pub(crate) moves: Vec<Move>,
 }
 
+/// Why an object was not moved.
+#[derive(Debug, Error)]
+pub(crate) enum MoveError {
+    /// The transfer was cancelled before this object's turn, or in the middle of it.
+    #[error("cancelled")]
+    Cancelled,
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+}
+
 /// Result of one move, by its tag, and how it went there.
-pub(crate) type Moved<T> = (usize, Protocol, Result<T, TransportError>);
+pub(crate) type Moved<T> = (usize, Protocol, Result<T, MoveError>);
 
-/// What a read found: the trailer behind the payload, and the payload's CRC-32C if sums were asked for.
-pub(crate) type Found = ([u8; TRAILER_LEN], Option<u32>);
+/// Threads that move bytes for all calls of a store.
+#[derive(Debug)]
+pub(crate) struct Crew {
+    pub(crate) workers: Workers,
+    pub(crate) errands: Errands,
+}
 
-/// With the buffer it was about.
-type Results<T> = Arc<Mutex<Vec<(usize, Moved<T>)>>>;
-
-/// Moves the objects of one call. With `summed`, checksums are made in the copy pass where the link copies itself.
-pub(crate) struct Transfer<'a> {
-    pub(crate) workers: &'a Workers,
-    pub(crate) stats: &'a Stats,
-    pub(crate) buffers: &'a Buffers,
-    pub(crate) summed: bool,
+/// The transfer of one call: what all its tasks share.
+pub(crate) struct Transfer<W: Way> {
+    pub(crate) stats: Arc<Stats>,
+    pub(crate) buffers: Buffers,
     pub(crate) deadline: Instant,
+    /// Set to have no further task begin.
+    pub(crate) stop: Arc<AtomicBool>,
+    results: Mutex<Vec<Moved<W::Found>>>,
 }
 
-impl Transfer<'_> {
-    /// Reads every object into its buffer.
-    pub(crate) fn read(&self, groups: Vec<Group>) -> Vec<Moved<Found>> {
-        let (summed, deadline) = (self.summed, self.deadline);
-        run(self, groups, move |link, moves, buffers| {
-            let ops: Vec<ReadOp<'_>> = moves
-                .iter()
-                .map(|one| ReadOp {
-                    extent: one.extent,
-                    payload_bytes: one.trailer.payload_bytes,
-                    local: buffers.list(one.index),
-                })
-                .collect();
-            if summed {
-                // SAFETY: `Buffers` was made under the promise that its pieces may be written until the transfer ends,
-                // and the task holds its owner until then.
-                let found = unsafe { link.read_summed(&ops, deadline) };
-                found.into_iter().map(|one| one.map(|(trailer, sum)| (trailer, Some(sum)))).collect()
-            } else {
-                // SAFETY: as above.
-                let found = unsafe { link.read(&ops, deadline) };
-                found.into_iter().map(|one| one.map(|trailer| (trailer, None))).collect()
+/// What a transfer is made of.
+pub(crate) struct Tasks {
+    /// Copying, for every thread there is.
+    shared: Vec<Task>,
+    /// Calls that wait for a peer.
+    waiting: Vec<(Whom, Task)>,
+}
+
+impl Crew {
+    /// Runs tasks on this thread and as many others as help, and returns when all have ended.
+    pub(crate) fn run(&self, tasks: Tasks, kind: Kind) {
+        let Tasks { mut shared, mut waiting } = tasks;
+        match (shared.len(), waiting.len()) {
+            (1, 0) => return shared.remove(0)(),
+            (0, 1) => return waiting.remove(0).1(),
+            _ => {}
+        }
+        let set = self.start(Tasks { shared, waiting }, kind, 1, Box::new(|| {}));
+        set.work();
+        // Calls that no thread has begun are made here: this one never waits for a thread to be free.
+        set.work_all();
+        set.wait_until(None);
+    }
+
+    /// Has others run the tasks; `then` runs once, after the last one. `present`: threads that will work on the set
+    /// without being asked.
+    pub(crate) fn start(&self, tasks: Tasks, kind: Kind, present: usize, then: Task) -> Arc<TaskSet> {
+        let (whom, own): (Vec<Whom>, Vec<Task>) = tasks.waiting.into_iter().unzip();
+        let set = Arc::new(TaskSet::new(tasks.shared, own, then));
+        let shared = set.shared();
+        for (whom, at) in whom.into_iter().zip(shared..) {
+            let own = Arc::clone(&set);
+            // Where no thread can be had the call stays in the set: for a caller that waits, or to count as not made.
+            drop(self.errands.submit(whom, Box::new(move || own.run(at))));
+        }
+        let wanted = shared.min(self.workers.threads()).saturating_sub(present);
+        self.workers.help(&set, wanted, kind);
+        set
+    }
+}
+
+impl<W: Way> Transfer<W> {
+    pub(crate) fn new(stats: &Arc<Stats>, buffers: &Buffers, deadline: Instant, stop: Arc<AtomicBool>) -> Arc<Self> {
+        let (stats, buffers) = (Arc::clone(stats), buffers.clone());
+        Arc::new(Self { stats, buffers, deadline, stop, results: Mutex::default() })
+    }
+
+    /// Moves all objects and returns what became of each.
+    pub(crate) fn run(self: &Arc<Self>, crew: &Crew, groups: Vec<Group>) -> Vec<Moved<W::Found>> {
+        crew.run(self.tasks(groups, crew.workers.threads()), W::KIND);
+        self.take_results()
+    }
+
+    /// What has become of the objects so far.
+    pub(crate) fn take_results(&self) -> Vec<Moved<W::Found>> {
+        std::mem::take(&mut *self.results.lock())
+    }
+
+    /// The tasks that move these objects with `threads` threads. Links on which the caller copies get tasks of about
+    /// equal bytes, large objects cut into several; the others keep all their connections busy from one call.
+    pub(crate) fn tasks(self: &Arc<Self>, groups: Vec<Group>, threads: usize) -> Tasks {
+        let copied = groups.iter().filter(|group| group.link.capabilities().copies_on_caller);
+        let total = copied.flat_map(|group| &group.moves).map(|one| one.trailer.payload_bytes).sum();
+        let length = task_bytes(total, threads);
+        let mut tasks = Tasks { shared: Vec::new(), waiting: Vec::new() };
+        for Group { link, moves } in groups {
+            if !link.capabilities().copies_on_caller {
+                let address = Arc::as_ptr(&link).cast::<()>().addr();
+                tasks.waiting.push((W::whom(address), self.share(&link, moves)));
+                continue;
+            }
+            let (mut share, mut filled) = (Vec::new(), 0);
+            for one in moves {
+                let bytes = one.trailer.payload_bytes;
+                if threads > 1 && bytes >= 2 * length && link.parts().is_some() {
+                    self.cut(&link, one, bytes.div_ceil(length), &mut tasks.shared);
+                    continue;
+                }
+                share.push(one);
+                filled += bytes;
+                if filled >= length {
+                    tasks.shared.push(self.share(&link, std::mem::take(&mut share)));
+                    filled = 0;
+                }
+            }
+            if !share.is_empty() {
+                tasks.shared.push(self.share(&link, share));
+            }
+        }
+        tasks
+    }
+
+    /// One task that moves whole objects.
+    fn share(self: &Arc<Self>, link: &Arc<dyn Link>, moves: Vec<Move>) -> Task {
+        let (transfer, link) = (Arc::clone(self), Arc::clone(link));
+        Box::new(move || {
+            let (summed, plain): (Vec<Move>, Vec<Move>) = moves.into_iter().partition(|one| one.summed);
+            for moves in [summed, plain].into_iter().filter(|moves| !moves.is_empty()) {
+                let outcomes = if transfer.is_stopped() {
+                    moves.iter().map(|_| Err(MoveError::Cancelled)).collect()
+                } else {
+                    W::whole(&*link, &moves, &transfer.buffers, transfer.deadline)
+                };
+                for (one, outcome) in moves.iter().zip(outcomes) {
+                    transfer.tell(one, link.protocol(), outcome);
+                }
             }
         })
     }
 
-    /// Writes every object from its buffer, trailer last, and its record.
-    pub(crate) fn write(&self, groups: Vec<Group>) -> Vec<Moved<()>> {
-        let (summed, deadline) = (self.summed, self.deadline);
-        run(self, groups, move |link, moves, buffers| {
-            if summed {
-                let parts = parts(moves, buffers);
-                let ops = parts.map(|(extent, local, trailer)| SummedWriteOp { extent, local, trailer });
-                let ops: Vec<SummedWriteOp<'_>> = ops.collect();
-                // SAFETY: `Buffers` was made under the promise that its pieces may be read until the transfer ends, and
-                // the task holds its owner until then; records own theirs.
-                return with_records(moves, unsafe { link.write_summed(&ops, deadline) });
-            }
-            let trailers: Vec<[u8; TRAILER_LEN]> =
-                parts(moves, buffers).map(|(_, _, trailer)| trailer.encode()).collect();
-            let ops: Vec<WriteOp<'_>> = parts(moves, buffers)
-                .zip(&trailers)
-                .map(|((extent, local, said), trailer)| WriteOp {
-                    extent,
-                    payload_bytes: said.payload_bytes,
-                    local,
-                    trailer,
-                })
-                .collect();
-            // SAFETY: as above.
-            with_records(moves, unsafe { link.write(&ops, deadline) })
-        })
+    /// Tasks that move one object, a part each; the last to end looks at, or writes, the trailer.
+    fn cut(self: &Arc<Self>, link: &Arc<dyn Link>, one: Move, count: u64, tasks: &mut Vec<Task>) {
+        let list = self.buffers.list(one.index);
+        let parts = parts_of(list, usize::try_from(count).unwrap_or(usize::MAX));
+        let begun = link.parts().map(|moving| W::begin(moving, &one, list, self.deadline));
+        if let Some(Err(error)) = begun {
+            return self.tell(&one, link.protocol(), Err(error.into()));
+        }
+        let cut = Arc::new(Cut {
+            transfer: Arc::clone(self),
+            link: Arc::clone(link),
+            sums: parts.iter().map(|_| AtomicU32::new(0)).collect(),
+            open: AtomicUsize::new(parts.len()),
+            failed: Mutex::new(None),
+            parts,
+            one,
+        });
+        tasks.extend((0..cut.parts.len()).map(|at| {
+            let cut = Arc::clone(&cut);
+            Box::new(move || cut.run(at)) as Task
+        }));
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+
+    fn tell(&self, one: &Move, protocol: Protocol, outcome: Result<W::Found, MoveError>) {
+        if outcome.is_ok() {
+            add(moved_bytes(&self.stats, protocol), self.buffers.list(one.index).bytes());
+        }
+        self.results.lock().push((one.tag, protocol, outcome));
     }
 }
 
-/// What is to be written: for each object its record, if it gets one, and itself.
-fn parts<'a>(moves: &'a [Move], buffers: &'a Buffers) -> impl Iterator<Item = (Extent, &'a ScatterList, &'a Trailer)> {
-    moves.iter().flat_map(|one| {
-        let record = one.record.as_ref().map(|record| (record.extent, &record.local, &record.trailer));
-        record.into_iter().chain([(one.extent, buffers.list(one.index), &one.trailer)])
-    })
+/// An object that is moved in parts.
+struct Cut<W: Way> {
+    transfer: Arc<Transfer<W>>,
+    link: Arc<dyn Link>,
+    one: Move,
+    parts: Vec<Part>,
+    /// CRC-32C of each part, where one was wanted.
+    sums: Vec<AtomicU32>,
+    open: AtomicUsize,
+    failed: Mutex<Option<MoveError>>,
 }
 
-/// One result for each object: the trouble of its record is its own.
-fn with_records(moves: &[Move], results: Vec<Result<(), TransportError>>) -> Vec<Result<(), TransportError>> {
-    let mut results = results.into_iter();
-    let mut next = || results.next().unwrap_or(Err(TransportError::PeerGone));
-    moves
-        .iter()
-        .map(|one| {
-            let record = one.record.as_ref().map_or(Ok(()), |_| next());
-            next().and(record)
-        })
-        .collect()
-}
-
-fn run<T: Send + 'static>(
-    transfer: &Transfer<'_>,
-    groups: Vec<Group>,
-    execute: impl Fn(&dyn Link, &[Move], &Buffers) -> Vec<Result<T, TransportError>> + Send + Sync + 'static,
-) -> Vec<Moved<T>> {
-    let Transfer { workers, stats, buffers, .. } = transfer;
-    let execute = Arc::new(execute);
-    let results: Results<T> = Arc::default();
-    let mut tasks: Vec<Box<dyn FnOnce() + Send>> = Vec::new();
-    for group in groups {
-        for (link, moves) in split(group, workers.threads()) {
-            let (execute, results, buffers) = (Arc::clone(&execute), Arc::clone(&results), (*buffers).clone());
-            tasks.push(Box::new(move || {
-                let outcomes = execute(&*link, &moves, &buffers);
-                let protocol = link.protocol();
-                results
-                    .lock()
-                    .extend(moves.iter().zip(outcomes).map(|(one, outcome)| (one.index, (one.tag, protocol, outcome))));
-            }));
+impl<W: Way> Cut<W> {
+    fn run(&self, at: usize) {
+        if let Some(moving) = self.link.parts() {
+            if self.failed.lock().is_none()
+                && let Err(error) = self.copy(moving, at)
+            {
+                self.failed.lock().get_or_insert(error);
+            }
+            // Whoever is last sees what the others have copied before they counted down.
+            if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
+                let outcome = self.end(moving);
+                self.transfer.tell(&self.one, self.link.protocol(), outcome);
+            }
         }
     }
-    workers.run_all(tasks);
-    let results = std::mem::take(&mut *results.lock());
-    for (index, (_, protocol, _)) in results.iter().filter(|(_, (_, _, outcome))| outcome.is_ok()) {
-        add(moved_bytes(stats, *protocol), buffers.list(*index).bytes());
+
+    fn copy(&self, moving: &dyn Parts, at: usize) -> Result<(), MoveError> {
+        let transfer = &self.transfer;
+        if transfer.is_stopped() {
+            return Err(MoveError::Cancelled);
+        }
+        let list = transfer.buffers.list(self.one.index);
+        if let Some(sum) = W::part(moving, &self.one, list, self.parts[at], transfer.deadline)? {
+            self.sums[at].store(sum, Ordering::Relaxed);
+        }
+        Ok(())
     }
-    results.into_iter().map(|(_, moved)| moved).collect()
+
+    fn end(&self, moving: &dyn Parts) -> Result<W::Found, MoveError> {
+        if let Some(error) = self.failed.lock().take() {
+            return Err(error);
+        }
+        let sum = self.one.summed.then(|| {
+            self.parts.iter().zip(&self.sums).fold(checksum_bytes(b""), |whole, (part, sum)| {
+                checksum_combine(whole, sum.load(Ordering::Relaxed), part.bytes())
+            })
+        });
+        Ok(W::end(&*self.link, moving, &self.one, sum, self.transfer.deadline)?)
+    }
+}
+
+/// How long tasks should be, given what one call copies.
+fn task_bytes(total: u64, threads: usize) -> u64 {
+    if total < SPLIT_BYTES_MIN {
+        return SPLIT_BYTES_MIN;
+    }
+    (total / (threads as u64 * TASKS_PER_THREAD)).clamp(TASK_BYTES_MIN, TASK_BYTES_MAX)
 }
 
 fn moved_bytes(stats: &Stats, protocol: Protocol) -> &AtomicU64 {
@@ -166,27 +292,4 @@ fn moved_bytes(stats: &Stats, protocol: Protocol) -> &AtomicU64 {
         Protocol::HostRdma => &stats.host_rdma_bytes,
         Protocol::HostTcp => &stats.host_tcp_bytes,
     }
-}
-
-/// Cuts a group into shares of about equal bytes where the calling thread does the copying. A TCP link keeps all
-/// its connections busy from one thread and is left whole.
-fn split(group: Group, threads: usize) -> Vec<(Arc<dyn Link>, Vec<Move>)> {
-    let total: u64 = group.moves.iter().map(|one| one.trailer.payload_bytes).sum();
-    if !group.link.capabilities().copies_on_caller || threads < 2 || total < SPLIT_BYTES_MIN || group.moves.len() < 2 {
-        return vec![(group.link, group.moves)];
-    }
-    let share = total.div_ceil(threads as u64);
-    let mut shares: Vec<(Arc<dyn Link>, Vec<Move>)> = Vec::with_capacity(threads);
-    let mut filled = share;
-    for one in group.moves {
-        if filled >= share && shares.len() < threads {
-            shares.push((Arc::clone(&group.link), Vec::new()));
-            filled = 0;
-        }
-        filled += one.trailer.payload_bytes;
-        if let Some((_, moves)) = shares.last_mut() {
-            moves.push(one);
-        }
-    }
-    shares
 }

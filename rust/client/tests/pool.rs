@@ -198,15 +198,15 @@ fn duplicates_within_a_batch_and_across_writers_are_told_the_truth() {
 fn asynchronous_forms_resolve_also_when_the_store_closes_first() {
     let meta = meta(20_000);
     let owner = store(&meta, LENT, ProtocolChoice::Auto);
-    let done = owner.put_async(keys(&["k"]), values(&[b"value"]), options(true), soon()).unwrap();
+    let done = owner.put_async(keys(&["k"]), values(&[b"value"]), &options(true), soon()).unwrap();
     assert!(done.wait_until(soon()));
     let outcome = done.result().unwrap();
     assert_eq!(*outcome.as_ref().as_ref().unwrap(), [PutStatus::Stored]);
     let late: Vec<_> =
-        (0..200).map(|_| owner.put_async(keys(&["l"]), values(&[b"value"]), options(true), soon()).unwrap()).collect();
+        (0..200).map(|_| owner.put_async(keys(&["l"]), values(&[b"value"]), &options(true), soon()).unwrap()).collect();
     assert!(owner.close(soon()));
     assert!(late.iter().all(|one| one.wait_until(soon())), "a completion was lost");
-    assert!(owner.put_async(keys(&["m"]), values(&[b"value"]), options(true), soon()).is_err());
+    assert!(owner.put_async(keys(&["m"]), values(&[b"value"]), &options(true), soon()).is_err());
 }
 
 #[test]

@@ -204,6 +204,8 @@ choice! {
     ChecksumPolicy {
         /// On every write and every read.
         Always = "always",
+        /// Made on every write, verified on one read in `checksum_one_in`.
+        Sampled = "sampled",
         /// Never: generation and length are still compared.
         Off = "off",
     }

@@ -34,7 +34,9 @@ component! {
     /// Deadline of a call that names none, in milliseconds.
     timeout_ms: u64 = 5_000, "1 to 3600000", |ms| (1..=3_600_000).contains(ms);
     /// When payload checksums are made and verified. Generation and length are always compared.
-    checksum: ChecksumPolicy = ChecksumPolicy::Always, "\"always\" or \"off\"", |_| true;
+    checksum: ChecksumPolicy = ChecksumPolicy::Always, "\"always\", \"sampled\" (made by every put, verified by one get in checksum_one_in) or \"off\"", |_| true;
+    /// How many objects share one verification where checksum is "sampled". After a mismatch every object is verified for a while.
+    checksum_one_in: u64 = 16, "1 to 1000000", |count| (1..=1_000_000).contains(count);
     /// Replicas that a put makes of each object, on distinct nodes, unless it says otherwise.
     replica_num: u64 = 1, "1 to 8", |replicas| (1..=8).contains(replicas);
     /// Bytes a second that this node copies into the memory it lends, to restore lost replicas and to take over from nodes that are drained. 0 copies nothing.

@@ -4,11 +4,15 @@
 //!
 //! Prints GB/s (10^9 bytes), medians of nine rounds in which all kernels take turns. "cold": objects one after the
 //! other through 350 MB on each side; "hot": the same object again and again. `auto` is what the transports use.
+//!
+//! `... copy_kernels -- limits` prints only the ceilings that `benchmarks/bench_transfer.py` compares with, one line a
+//! shape and direction: memcpy and the fastest kernel, cold, on one thread and on two that each have their own objects.
 
 #![allow(clippy::print_stdout, reason = "a benchmark talks")]
 #![allow(clippy::cast_precision_loss, reason = "rates with two digits")]
 
 use std::process::ExitCode;
+use std::thread;
 use std::time::Instant;
 
 use memcache_memory::{
@@ -42,7 +46,8 @@ enum Direction {
 }
 
 fn main() -> ExitCode {
-    match run() {
+    let only_limits = std::env::args().nth(1).as_deref() == Some("limits");
+    match if only_limits { limits() } else { run() } {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             println!("{error}");
@@ -89,6 +94,68 @@ fn run() -> Result<(), MemoryError> {
     Ok(())
 }
 
+/// What memory allows: the bars for everything above the kernels.
+fn limits() -> Result<(), MemoryError> {
+    let segment = Segment::create(POOL_BYTES as u64, &SegmentOptions::default())?;
+    let mut local = vec![1u8; POOL_BYTES];
+    for shape in shapes() {
+        let bytes: usize = shape.pieces.iter().sum();
+        let lists = lists(&mut local, &shape.pieces, POOL_BYTES / (bytes + 64 * shape.pieces.len()));
+        for (name, direction) in [("gather", Direction::Gather), ("scatter", Direction::Scatter)] {
+            let plain = best(&segment, &lists, bytes, &[CopyMode::Plain], direction, 1);
+            let mut modes = vec![CopyMode::Plain];
+            modes.extend(Kernel::ALL.into_iter().filter(|kernel| kernel.is_available()).map(CopyMode::Streaming));
+            let one = best(&segment, &lists, bytes, &modes, direction, 1);
+            let two = best(&segment, &lists, bytes, &modes, direction, 2);
+            println!("limit {} {name} memcpy {plain:.2} kernel {one:.2} kernel_on_two {two:.2}", shape.name);
+        }
+    }
+    Ok(())
+}
+
+/// Median over rounds of the mode that is fastest by it, with this many threads.
+fn best(
+    segment: &Segment,
+    lists: &[ScatterList],
+    bytes: usize,
+    modes: &[CopyMode],
+    direction: Direction,
+    threads: usize,
+) -> f64 {
+    let share = lists.len().div_ceil(threads);
+    let median = |mode: &CopyMode| {
+        let mut rates: Vec<f64> = (0..ROUNDS)
+            .map(|_| {
+                let started = Instant::now();
+                thread::scope(|scope| {
+                    for (lists, number) in lists.chunks(share).zip(0u64..) {
+                        let first = number * share as u64;
+                        scope.spawn(move || copy_each(segment, lists, first, bytes, *mode, direction));
+                    }
+                });
+                rate((lists.len() * bytes) as u64, started)
+            })
+            .collect();
+        rates.sort_by(f64::total_cmp);
+        rates[ROUNDS / 2]
+    };
+    modes.iter().map(median).fold(0.0, f64::max)
+}
+
+/// Copies each list to or from its own place, the first of them at place `first`.
+fn copy_each(segment: &Segment, lists: &[ScatterList], first: u64, bytes: usize, mode: CopyMode, direction: Direction) {
+    for (list, number) in lists.iter().zip(first..) {
+        let Ok(extent) = segment.region().sub(number * bytes as u64, bytes as u64) else { continue };
+        // SAFETY: the pieces lie in `local`, which outlives this; each list is copied by one thread.
+        unsafe {
+            match direction {
+                Direction::Gather => gather_with(mode, list, extent),
+                Direction::Scatter => scatter_with(mode, extent, list),
+            }
+        }
+    }
+}
+
 /// Lists of pieces, one an object, with a line between pieces so that they do not merge.
 fn lists(local: &mut [u8], pieces: &[usize], objects: usize) -> Vec<ScatterList> {
     let mut at = local.as_mut_ptr().expose_provenance() as u64;
@@ -117,16 +184,7 @@ fn measure(
         for ((_, mode), rates) in modes.iter().zip(&mut rates) {
             let started = Instant::now();
             for _ in 0..repeats {
-                for (list, number) in lists.iter().zip(0u64..) {
-                    let Ok(extent) = segment.region().sub(number * bytes as u64, bytes as u64) else { continue };
-                    // SAFETY: the pieces lie in `local`, which outlives this and is used by nobody else.
-                    unsafe {
-                        match direction {
-                            Direction::Gather => gather_with(*mode, list, extent),
-                            Direction::Scatter => scatter_with(*mode, extent, list),
-                        }
-                    }
-                }
+                copy_each(segment, lists, 0, bytes, *mode, direction);
             }
             rates.push(rate((repeats * lists.len() * bytes) as u64, started));
         }

@@ -41,7 +41,10 @@ pub mod segment;
 pub mod trailer;
 
 pub use checksum::{checksum_bytes, checksum_combine, checksum_pieces};
-pub use copy::{CopyMode, Kernel, gather, gather_summed, gather_with, scatter, scatter_summed, scatter_with};
+pub use copy::{
+    CopyMode, Kernel, Part, gather, gather_part, gather_part_summed, gather_summed, gather_with, parts_of, scatter,
+    scatter_part, scatter_part_summed, scatter_summed, scatter_with,
+};
 pub use error::MemoryError;
 pub use mapping::Mapping;
 pub use persist::{PersistLock, PersistOptions, Persisted};

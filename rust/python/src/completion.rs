@@ -58,6 +58,20 @@ impl Completion {
         Ok(self.wait_until(py, deadline(timeout_ms, self.default_wait)?))
     }
 
+    /// Stops the operation and waits until it touches no memory; whether that is so.
+    #[pyo3(signature = (timeout_ms=None))]
+    fn cancel(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<bool> {
+        let until = deadline(timeout_ms, self.default_wait)?;
+        // Without the interpreter's lock: what keeps the memory alive may be let go here.
+        py.detach(|| match &self.kind {
+            Kind::Put(done) => done.cancel(until),
+            Kind::Get(done) => done.cancel(until),
+            Kind::Match(done) => done.cancel(until),
+            Kind::Exist(done) => done.cancel(until),
+        })
+        .map_err(|error| store_error(&error))
+    }
+
     /// Waits for the result and returns it, or raises what made the call fail.
     #[pyo3(signature = (timeout_ms=None))]
     fn result(&self, py: Python<'_>, timeout_ms: Option<u64>) -> PyResult<Py<PyAny>> {

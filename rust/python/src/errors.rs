@@ -7,6 +7,7 @@ use pyo3::import_exception;
 use pyo3::prelude::*;
 
 import_exception!(memcache.errors, AddressInUse);
+import_exception!(memcache.errors, Busy);
 import_exception!(memcache.errors, Closed);
 import_exception!(memcache.errors, ConfigError);
 import_exception!(memcache.errors, ForkError);
@@ -22,6 +23,7 @@ pub(crate) fn store_error(error: &StoreError) -> PyErr {
         StoreError::Key(_) | StoreError::Layout(_) | StoreError::Invalid(_) | StoreError::Refused { .. } => {
             InvalidArgument::new_err(text)
         }
+        StoreError::Busy { .. } => Busy::new_err(text),
         StoreError::Closed => Closed::new_err(text),
         StoreError::Forked { .. } => ForkError::new_err(text),
         StoreError::Unavailable { .. } | StoreError::NotForgotten { .. } => Unavailable::new_err(text),

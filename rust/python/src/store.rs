@@ -212,7 +212,7 @@ impl Store {
         let options = put_options(exclusive, replica_num, preferred_nodes)?;
         let (keys, sources) = blocks(layout, keys, block_ids)?;
         let until = deadline(timeout_ms, self.timeout)?;
-        let done = self.client.put_async(keys, sources, options, until).map_err(|error| store_error(&error))?;
+        let done = self.client.put_async(keys, sources, &options, until).map_err(|error| store_error(&error))?;
         Ok(Completion::new(Kind::Put(done), self.timeout))
     }
 

@@ -5,9 +5,11 @@
 //! | [`rng`] | a small seeded generator, so that every failure can be played again |
 //! | [`arena`] | local memory cut into random pieces, with guard bytes between them |
 //! | [`device_suite`] | what every [`Device`](memcache_device::Device) must do |
+//! | [`in_parts`] | a link that moves every object in parts, by several threads |
 //! | [`transport_suite`] | what every [`Link`](memcache_transport::Link) must do |
 
 pub mod arena;
 pub mod device_suite;
+pub mod in_parts;
 pub mod rng;
 pub mod transport_suite;

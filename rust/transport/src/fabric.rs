@@ -156,6 +156,15 @@ impl Fabric {
         }
     }
 
+    /// As [`link`](Self::link) without opening anything: `None` where that would be needed. Never waits.
+    pub fn link_now(&self, descriptor: &RegionDescriptor) -> Option<Result<Arc<dyn Link>, TransportError>> {
+        let routes = self.routes.lock();
+        match routes.links.get(&descriptor.token) {
+            Some(link) => link.is_open().then(|| Ok(Arc::clone(link))),
+            None => routes.failure(descriptor.token).map(Err),
+        }
+    }
+
     /// Drops the link to a region; calls under way on it end as they will. Frees the mapping or connections.
     pub fn forget(&self, token: u128) {
         let link = self.routes.lock().links.remove(&token);
@@ -237,11 +246,14 @@ impl Routes {
         match self.links.get(&token) {
             Some(link) if link.is_open() => Known::Link(Arc::clone(link)),
             Some(_) => Known::Nothing { closed: self.links.remove(&token) },
-            None => match self.failures.get(&token) {
-                Some(failure) if Instant::now() < failure.retry_at => Known::Failure(failure.error.clone()),
-                _ => Known::Nothing { closed: None },
-            },
+            None => self.failure(token).map_or(Known::Nothing { closed: None }, Known::Failure),
         }
+    }
+
+    /// Why a region is not tried again yet.
+    fn failure(&self, token: u128) -> Option<TransportError> {
+        let failure = self.failures.get(&token)?;
+        (Instant::now() < failure.retry_at).then(|| failure.error.clone())
     }
 
     fn take_closed(&mut self, token: u128) -> Option<Arc<dyn Link>> {

@@ -9,6 +9,7 @@ use memcache_types::limits::TRAILER_LEN;
 use crate::capabilities::Capabilities;
 use crate::error::TransportError;
 use crate::ops::{ReadOp, SummedWriteOp, WriteOp};
+use crate::parts::Parts;
 use crate::protocol::Protocol;
 
 /// A way into one region of memory, owned by this process or another.
@@ -74,6 +75,11 @@ pub trait Link: Send + Sync + Debug {
         let ops: Vec<WriteOp<'_>> = ops.iter().zip(&trailers).map(|(op, trailer)| op.with_trailer(trailer)).collect();
         // SAFETY: the same contract.
         unsafe { self.write(&ops, deadline) }
+    }
+
+    /// Moves in parts, where the calling thread does the copying and several may work on one object.
+    fn parts(&self) -> Option<&dyn Parts> {
+        None
     }
 
     /// Whether the owner was still there when last heard of. Asks the system, not the owner: never waits.

@@ -4,14 +4,18 @@ use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Instant;
 
-use memcache_memory::{CopyMode, Mapping, RawRegion, Segment, Trailer, gather, gather_summed, scatter, scatter_summed};
-use memcache_types::Extent;
+use memcache_memory::{
+    CopyMode, Mapping, Part, RawRegion, Segment, Trailer, gather, gather_part, gather_part_summed, gather_summed,
+    scatter, scatter_part, scatter_part_summed, scatter_summed,
+};
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX, TRAILER_LEN};
+use memcache_types::{Extent, ScatterList};
 
 use crate::capabilities::Capabilities;
 use crate::error::TransportError;
 use crate::link::Link;
 use crate::ops::{ReadOp, SummedWriteOp, WriteOp, view};
+use crate::parts::Parts;
 use crate::protocol::Protocol;
 use crate::shm::client::OwnerWatch;
 
@@ -129,11 +133,90 @@ impl Link for MappedLink {
         ops.iter().map(one).collect()
     }
 
+    fn parts(&self) -> Option<&dyn Parts> {
+        Some(self)
+    }
+
     fn is_open(&self) -> bool {
         match &self.backing {
             Backing::Own(_) => true,
             Backing::Peer { owner, .. } => owner.is_alive(),
         }
+    }
+}
+
+impl MappedLink {
+    /// The extent of an operation on these pieces, if it makes sense and may still start.
+    fn admit_parts(
+        &self,
+        extent: Extent,
+        local: &ScatterList,
+        until: Instant,
+    ) -> Result<RawRegion<'_>, TransportError> {
+        let op = ReadOp { extent, payload_bytes: local.bytes(), local };
+        self.admit(extent, |region_bytes| op.check(region_bytes), until)
+    }
+
+    fn extent(&self, extent: Extent) -> Result<RawRegion<'_>, TransportError> {
+        view(self.region(), extent.offset(), extent.bytes())
+    }
+}
+
+impl Parts for MappedLink {
+    fn begin_read(&self, extent: Extent, local: &ScatterList, deadline: Instant) -> Result<(), TransportError> {
+        self.admit_parts(extent, local, deadline).map(drop)
+    }
+
+    unsafe fn read_part(
+        &self,
+        extent: Extent,
+        local: &ScatterList,
+        part: Part,
+        summed: bool,
+        deadline: Instant,
+    ) -> Result<Option<u32>, TransportError> {
+        let extent = self.admit_parts(extent, local, deadline)?;
+        // SAFETY: the pieces are writable and unshared by contract; the extent holds the payload.
+        unsafe {
+            if summed {
+                return Ok(Some(scatter_part_summed(CopyMode::Auto, extent, local, part)));
+            }
+            scatter_part(CopyMode::Auto, extent, local, part);
+        }
+        Ok(None)
+    }
+
+    fn end_read(&self, extent: Extent) -> Result<[u8; TRAILER_LEN], TransportError> {
+        Ok(self.extent(extent)?.load_trailer())
+    }
+
+    fn begin_write(&self, extent: Extent, local: &ScatterList, deadline: Instant) -> Result<(), TransportError> {
+        self.admit_parts(extent, local, deadline)?.retract_trailer();
+        Ok(())
+    }
+
+    unsafe fn write_part(
+        &self,
+        extent: Extent,
+        local: &ScatterList,
+        part: Part,
+        summed: bool,
+        deadline: Instant,
+    ) -> Result<Option<u32>, TransportError> {
+        let extent = self.admit_parts(extent, local, deadline)?;
+        // SAFETY: the pieces are readable and unwritten by contract; the extent holds the payload.
+        unsafe {
+            if summed {
+                return Ok(Some(gather_part_summed(CopyMode::Auto, local, part, extent)));
+            }
+            gather_part(CopyMode::Auto, local, part, extent);
+        }
+        Ok(None)
+    }
+
+    fn end_write(&self, extent: Extent, trailer: &[u8; TRAILER_LEN]) -> Result<(), TransportError> {
+        self.extent(extent)?.publish_trailer(trailer);
+        Ok(())
     }
 }
 

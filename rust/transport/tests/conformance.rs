@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memcache_memory::{Segment, SegmentOptions};
+use memcache_testkit::in_parts::InParts;
 use memcache_testkit::transport_suite;
 use memcache_transport::{
     Fabric, FabricOptions, Fault, FaultLink, Link, Protocol, ProtocolChoice, RegionServer, ServerOptions,
@@ -41,6 +42,14 @@ fn local() {
 #[test]
 fn host_shm() {
     run_over(ProtocolChoice::HostShm, 1, Protocol::HostShm);
+}
+
+/// Every object in parts, large ones by two threads: the same promises, the order of payload and trailer included.
+#[test]
+fn host_shm_in_parts() {
+    let server = serve(ProtocolChoice::HostShm);
+    let fabric = Fabric::new(FabricOptions { choice: ProtocolChoice::HostShm, connections_per_peer: 1 });
+    transport_suite::run(&|| Arc::new(InParts::new(link(&fabric, &server))));
 }
 
 #[test]

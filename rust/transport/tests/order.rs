@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use memcache_memory::{Segment, SegmentOptions, checksum_bytes};
+use memcache_testkit::in_parts::InParts;
 use memcache_transport::{
     Fabric, FabricOptions, Link, Protocol, ProtocolChoice, ReadOp, RegionServer, ServerOptions, WriteOp,
 };
@@ -30,7 +31,9 @@ fn copying_links(server: &RegionServer) -> Vec<Arc<dyn Link>> {
     let local = Fabric::new(FabricOptions::default());
     local.register_local(server);
     let shared = Fabric::new(FabricOptions { choice: ProtocolChoice::HostShm, ..FabricOptions::default() });
-    [local, shared].map(|fabric| fabric.link(server.descriptor(), soon()).unwrap()).into()
+    let whole = [local, shared].map(|fabric| fabric.link(server.descriptor(), soon()).unwrap());
+    let in_parts = whole.each_ref().map(|link| Arc::new(InParts::new(Arc::clone(link))) as Arc<dyn Link>);
+    whole.into_iter().chain(in_parts).collect()
 }
 
 /// Payload in the first 64 bytes, trailer in the next.
@@ -53,7 +56,8 @@ fn bytes_at(server: &RegionServer, offset: u64) -> [u8; 64] {
 fn a_write_copies_after_the_old_trailer_is_gone() {
     let server = serve();
     let links = copying_links(&server);
-    assert_eq!(links.iter().map(|link| link.protocol()).collect::<Vec<_>>(), [Protocol::Local, Protocol::HostShm]);
+    let protocols = [Protocol::Local, Protocol::HostShm].repeat(2);
+    assert_eq!(links.iter().map(|link| link.protocol()).collect::<Vec<_>>(), protocols);
     for link in links {
         server.segment().region().sub(0, 128).unwrap().publish_trailer(&[0x11; 64]);
         let local = trailer_as_piece(&server);

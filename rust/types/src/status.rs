@@ -22,6 +22,8 @@ pub enum PutStatus {
     Invalid = -5,
     /// The reservation ran out before the value was sealed.
     Lost = -6,
+    /// The call was cancelled before the value was sealed; nothing of it was kept.
+    Cancelled = -8,
 }
 
 /// What became of one key of a get.
@@ -42,6 +44,8 @@ pub enum GetStatus {
     Invalid = -5,
     /// The trailer or the checksum did not match: to be treated as a miss. The destination holds no usable data.
     Corrupt = -7,
+    /// The call was cancelled before the bytes were in place.
+    Cancelled = -8,
 }
 
 impl PutStatus {

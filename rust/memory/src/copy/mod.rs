@@ -6,6 +6,7 @@
 
 mod heat;
 mod kernel;
+mod part;
 mod summed;
 
 use std::ptr;
@@ -15,7 +16,8 @@ use memcache_types::{Piece, ScatterList};
 use crate::region::RawRegion;
 
 pub use kernel::Kernel;
-pub use summed::{gather_summed, scatter_summed};
+pub use part::{Part, parts_of};
+pub use summed::{gather_part_summed, gather_summed, scatter_part_summed, scatter_summed};
 
 /// Copies below this many bytes stay in the caches whatever they are: they are over before it matters.
 const STREAM_BYTES_MIN: u64 = 256 << 10;
@@ -71,8 +73,8 @@ pub unsafe fn scatter(source: RawRegion<'_>, local: &ScatterList) {
 /// # Safety
 /// As [`gather`].
 pub unsafe fn gather_with(mode: CopyMode, local: &ScatterList, target: RawRegion<'_>) {
-    // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
-    unsafe { copy_all(mode, local.bytes(), gather_moves(local, target)) }
+    // SAFETY: the same contract.
+    unsafe { gather_part(mode, local, Part::whole(local), target) }
 }
 
 /// [`scatter`] in a chosen way.
@@ -80,32 +82,69 @@ pub unsafe fn gather_with(mode: CopyMode, local: &ScatterList, target: RawRegion
 /// # Safety
 /// As [`scatter`].
 pub unsafe fn scatter_with(mode: CopyMode, source: RawRegion<'_>, local: &ScatterList) {
-    // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
-    unsafe { copy_all(mode, local.bytes(), scatter_moves(source, local)) }
+    // SAFETY: the same contract.
+    unsafe { scatter_part(mode, source, local, Part::whole(local)) }
 }
 
-/// The copies that gather `local`. Panics if `target` is shorter.
-fn gather_moves(local: &ScatterList, target: RawRegion<'_>) -> impl ExactSizeIterator<Item = Move> + Clone {
-    assert!(local.bytes() <= target.bytes(), "{} bytes do not fit in {}", local.bytes(), target.bytes());
-    let mut at = target.base().as_ptr();
-    local.pieces().iter().map(move |piece| {
-        let (start, bytes) = pointer(*piece);
+/// Copies one part of the pieces of `local` to its place in `target`, which begins with the object's first byte.
+/// Nothing of it waits in a store buffer of this core when this returns.
+///
+/// # Safety
+/// As [`gather`], for the bytes of the part.
+///
+/// Panics if `target` ends before the part does.
+pub unsafe fn gather_part(mode: CopyMode, local: &ScatterList, part: Part, target: RawRegion<'_>) {
+    // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
+    unsafe { copy_all(mode, Size::of(local, part), gather_moves(local, part, target)) }
+}
+
+/// Copies one part of an object, whose first byte is the first of `source`, to its place in the pieces of `local`.
+///
+/// # Safety
+/// As [`scatter`], for the bytes of the part.
+///
+/// Panics if `source` ends before the part does.
+pub unsafe fn scatter_part(mode: CopyMode, source: RawRegion<'_>, local: &ScatterList, part: Part) {
+    // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
+    unsafe { copy_all(mode, Size::of(local, part), scatter_moves(source, local, part)) }
+}
+
+/// The copies that gather a part of `local`. Panics if `target` is shorter.
+fn gather_moves(local: &ScatterList, part: Part, target: RawRegion<'_>) -> impl Iterator<Item = Move> + Clone {
+    let mut at = part.start_in(target);
+    part.pieces(local).map(move |(start, bytes)| {
         let target = at;
         at = at.wrapping_add(bytes);
         Move { target, source: start.cast_const(), bytes }
     })
 }
 
-/// The copies that scatter to `local`. Panics if `source` is shorter.
-fn scatter_moves(source: RawRegion<'_>, local: &ScatterList) -> impl ExactSizeIterator<Item = Move> + Clone {
-    assert!(local.bytes() <= source.bytes(), "{} bytes are not in {}", local.bytes(), source.bytes());
-    let mut at = source.base().as_ptr().cast_const();
-    local.pieces().iter().map(move |piece| {
-        let (target, bytes) = pointer(*piece);
+/// The copies that scatter to a part of `local`. Panics if `source` is shorter.
+fn scatter_moves(source: RawRegion<'_>, local: &ScatterList, part: Part) -> impl Iterator<Item = Move> + Clone {
+    let mut at = part.start_in(source).cast_const();
+    part.pieces(local).map(move |(target, bytes)| {
         let source = at;
         at = at.wrapping_add(bytes);
         Move { target, source, bytes }
     })
+}
+
+/// How large a copy is, for the choice of its kernel.
+#[derive(Clone, Copy)]
+struct Size {
+    /// Bytes of the whole object: a part of a large one is treated as large.
+    object: u64,
+    /// Bytes of the part.
+    part: u64,
+    /// Mean length of the object's pieces.
+    piece: u64,
+}
+
+impl Size {
+    fn of(local: &ScatterList, part: Part) -> Self {
+        let object = local.bytes();
+        Self { object, part: part.bytes(), piece: object / local.pieces().len().max(1) as u64 }
+    }
 }
 
 /// One contiguous copy.
@@ -120,23 +159,23 @@ struct Move {
 ///
 /// # Safety
 /// All sources and targets are readable.
-unsafe fn kernel_for(mode: CopyMode, total: u64, moves: impl ExactSizeIterator<Item = Move> + Clone) -> Option<Kernel> {
+unsafe fn kernel_for(mode: CopyMode, size: Size, moves: impl Iterator<Item = Move> + Clone) -> Option<Kernel> {
     match mode {
         CopyMode::Plain => None,
         CopyMode::Streaming(kernel) => kernel.is_available().then_some(kernel),
         CopyMode::Auto => {
-            let is_large = total >= STREAM_BYTES_MIN && total / moves.len().max(1) as u64 >= STREAM_PIECE_MIN;
+            let is_large = size.object >= STREAM_BYTES_MIN && size.piece >= STREAM_PIECE_MIN;
             // SAFETY: by this function's contract.
-            Kernel::best().filter(|_| is_large && !unsafe { heat::is_hot(total, moves) })
+            Kernel::best().filter(|_| is_large && !unsafe { heat::is_hot(size.part, moves) })
         }
     }
 }
 
 /// # Safety
 /// Each target is writable, each source readable, and neither overlaps the other.
-unsafe fn copy_all(mode: CopyMode, total: u64, moves: impl ExactSizeIterator<Item = Move> + Clone) {
+unsafe fn copy_all(mode: CopyMode, size: Size, moves: impl Iterator<Item = Move> + Clone) {
     // SAFETY: sources and targets can be read, by this function's contract.
-    let kernel = unsafe { kernel_for(mode, total, moves.clone()) };
+    let kernel = unsafe { kernel_for(mode, size, moves.clone()) };
     for one in moves {
         // SAFETY: by this function's contract.
         unsafe { copy_one(kernel, one) }
@@ -165,7 +204,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::checksum::checksum_bytes;
+    use crate::checksum::{checksum_bytes, checksum_combine};
 
     const BYTES: usize = 100_000;
 
@@ -221,6 +260,16 @@ mod tests {
                 // SAFETY: as above.
                 let sum = unsafe { gather_summed(mode, &list, target) };
                 prop_assert!(region == expected && sum == checksum_bytes(&object), "summed gather with {mode:?}");
+                let target = view(&mut region).sub(offset as u64, object.len() as u64).unwrap();
+                target.write_from(&vec![0; object.len()]);
+                let parts_of_list = parts_of(&list, 3);
+                // SAFETY: as above.
+                let sums = parts_of_list.iter().rev().map(|part| unsafe { gather_part_summed(mode, &list, *part, target) });
+                let sums: Vec<u32> = sums.collect();
+                prop_assert!(region == expected, "gather in parts with {mode:?}");
+                let sum = parts_of_list.iter().zip(sums.iter().rev());
+                let sum = sum.fold(checksum_bytes(b""), |sum, (part, next)| checksum_combine(sum, *next, part.bytes()));
+                prop_assert!(sum == checksum_bytes(&object), "sum of parts with {mode:?}");
 
                 let mut region = bytes(3);
                 let mut expected = local.clone();
@@ -241,6 +290,18 @@ mod tests {
                 let sum = unsafe { scatter_summed(mode, source, &list) };
                 prop_assert!(local == expected, "summed scatter with {mode:?}");
                 prop_assert_eq!(sum, checksum_bytes(&region[offset..end]));
+                local = bytes(1);
+                let list = list_of(local.as_mut_ptr(), &parts);
+                let payload = region[offset..end].to_vec();
+                let source = view(&mut region).sub(offset as u64, payload.len() as u64).unwrap();
+                for part in parts_of(&list, 3).into_iter().rev() {
+                    // SAFETY: as above.
+                    let sum = unsafe { scatter_part_summed(mode, source, &list, part) };
+                    let from = usize::try_from(part.offset()).unwrap();
+                    let to = from + usize::try_from(part.bytes()).unwrap();
+                    prop_assert_eq!(sum, checksum_bytes(&payload[from..to]));
+                }
+                prop_assert!(local == expected, "scatter in parts with {mode:?}");
             }
         }
     }

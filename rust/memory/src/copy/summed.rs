@@ -6,31 +6,26 @@ use std::slice;
 use crc_fast::{CrcAlgorithm, Digest};
 use memcache_types::ScatterList;
 
-use super::{CopyMode, Kernel, Move, copy_one, gather_moves, kernel, kernel_for, scatter_moves};
+use super::part::Part;
+use super::{CopyMode, Kernel, Move, Size, copy_one, gather_moves, kernel, kernel_for, scatter_moves};
 use crate::region::RawRegion;
 
-/// Bytes summed at a time: they stay in the first-level cache between sum and copy.
-const PART_BYTES: usize = 4 << 10;
+/// Bytes gathered and summed at a time: they stay in the first-level cache in between, together with as many that were
+/// asked for ahead.
+const GATHER_BYTES: usize = 4 << 10;
+/// The same for a scatter, which passes through a buffer and so has every byte in that cache twice. Measured: 2 KiB
+/// moves 2.5 times as fast as 4 KiB did through memcpy.
+const SCATTER_BYTES: usize = 2 << 10;
 /// The same for kernels that move several pages at a time.
-const PAGES_PART_BYTES: usize = 16 << 10;
+const PAGES_BYTES: usize = 16 << 10;
 
 /// As [`gather_with`](super::gather_with); returns the CRC-32C of the bytes copied.
 ///
 /// # Safety
 /// As [`gather`](super::gather).
 pub unsafe fn gather_summed(mode: CopyMode, local: &ScatterList, target: RawRegion<'_>) -> u32 {
-    let moves = gather_moves(local, target);
-    // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
-    let kernel = unsafe { kernel_for(mode, local.bytes(), moves.clone()) };
-    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    for part in moves.flat_map(|one| parts(one, part_bytes(kernel))) {
-        // SAFETY: nobody writes to the pieces meanwhile, so they may be looked at; the rest as above.
-        unsafe {
-            digest.update(slice::from_raw_parts(part.source, part.bytes));
-            copy_one(kernel, part);
-        }
-    }
-    finish(kernel, &digest)
+    // SAFETY: the same contract.
+    unsafe { gather_part_summed(mode, local, Part::whole(local), target) }
 }
 
 /// As [`scatter_with`](super::scatter_with); returns the CRC-32C of the bytes that arrived in the pieces.
@@ -38,22 +33,57 @@ pub unsafe fn gather_summed(mode: CopyMode, local: &ScatterList, target: RawRegi
 /// # Safety
 /// As [`scatter`](super::scatter).
 pub unsafe fn scatter_summed(mode: CopyMode, source: RawRegion<'_>, local: &ScatterList) -> u32 {
-    let moves = scatter_moves(source, local);
-    // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
-    let kernel = unsafe { kernel_for(mode, local.bytes(), moves.clone()) };
+    // SAFETY: the same contract.
+    unsafe { scatter_part_summed(mode, source, local, Part::whole(local)) }
+}
+
+/// As [`gather_part`](super::gather_part); returns the CRC-32C of the part's bytes.
+///
+/// # Safety
+/// As [`gather_part`](super::gather_part).
+pub unsafe fn gather_part_summed(mode: CopyMode, local: &ScatterList, part: Part, target: RawRegion<'_>) -> u32 {
+    let moves = gather_moves(local, part, target);
+    // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
+    let kernel = unsafe { kernel_for(mode, Size::of(local, part), moves.clone()) };
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
-    let mut bounce = Bounce([0; PAGES_PART_BYTES]);
-    for part in moves.flat_map(|one| parts(one, part_bytes(kernel))) {
+    for run in moves.flat_map(|one| runs(one, step(kernel, GATHER_BYTES))) {
+        // SAFETY: nobody writes to the pieces meanwhile, so they may be looked at again; the rest as above.
+        unsafe {
+            match kernel {
+                Some(kernel) => kernel.copy_ahead(run.target, run.source, run.bytes),
+                None => copy_one(None, run),
+            }
+            digest.update(slice::from_raw_parts(run.source, run.bytes));
+        }
+    }
+    finish(kernel, &digest)
+}
+
+/// As [`scatter_part`](super::scatter_part); returns the CRC-32C of the part's bytes as they arrived.
+///
+/// # Safety
+/// As [`scatter_part`](super::scatter_part).
+pub unsafe fn scatter_part_summed(mode: CopyMode, source: RawRegion<'_>, local: &ScatterList, part: Part) -> u32 {
+    let moves = scatter_moves(source, local, part);
+    // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
+    let kernel = unsafe { kernel_for(mode, Size::of(local, part), moves.clone()) };
+    let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
+    let mut bounce = Bounce([0; PAGES_BYTES]);
+    for run in moves.flat_map(|one| runs(one, step(kernel, SCATTER_BYTES))) {
         // Others may write to the source at any time, so it is read once and only the copy is summed. Plainly copied
         // bytes are in the cache where they arrived; those that go around it are copied to a buffer in it first.
-        let near = if kernel.is_some() { bounce.0.as_mut_ptr() } else { part.target };
-        // SAFETY: a part is no longer than the buffer; buffer and pieces are touched by nobody else.
+        // SAFETY: a run is no longer than the buffer; buffer and pieces are touched by nobody else; a processor that
+        // has a kernel has AVX2.
         unsafe {
-            copy_one(None, Move { target: near, ..part });
-            digest.update(slice::from_raw_parts(near, part.bytes));
-            if kernel.is_some() {
-                copy_one(kernel, Move { source: near, ..part });
-            }
+            let Some(kernel) = kernel else {
+                copy_one(None, run);
+                digest.update(slice::from_raw_parts(run.target, run.bytes));
+                continue;
+            };
+            let near = bounce.0.as_mut_ptr();
+            kernel::bring(near, run.source, run.bytes);
+            kernel.copy(run.target, near, run.bytes);
+            digest.update(slice::from_raw_parts(near, run.bytes));
         }
     }
     finish(kernel, &digest)
@@ -61,17 +91,18 @@ pub unsafe fn scatter_summed(mode: CopyMode, source: RawRegion<'_>, local: &Scat
 
 /// A buffer that starts a line.
 #[repr(align(64))]
-struct Bounce([u8; PAGES_PART_BYTES]);
+struct Bounce([u8; PAGES_BYTES]);
 
-const fn part_bytes(kernel: Option<Kernel>) -> usize {
+/// Bytes to move and sum at a time, where a kernel that moves lines would take `lines`.
+const fn step(kernel: Option<Kernel>, lines: usize) -> usize {
     match kernel {
-        None | Some(Kernel::Avx2Lines) => PART_BYTES,
-        Some(Kernel::Avx2Pages | Kernel::Avx512Pages) => PAGES_PART_BYTES,
+        None | Some(Kernel::Avx2Lines) => lines,
+        Some(Kernel::Avx2Pages | Kernel::Avx512Pages) => PAGES_BYTES,
     }
 }
 
-/// A copy in parts of at most `bytes` bytes.
-fn parts(one: Move, bytes: usize) -> impl Iterator<Item = Move> {
+/// A copy in runs of at most `bytes` bytes.
+fn runs(one: Move, bytes: usize) -> impl Iterator<Item = Move> {
     (0..one.bytes).step_by(bytes).map(move |at| Move {
         target: one.target.wrapping_add(at),
         source: one.source.wrapping_add(at),
