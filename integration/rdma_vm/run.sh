@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # run.sh IMAGE JOB: runs JOB/job.sh inside the virtual machine, on the host's root (read-only) with JOB as its folder.
-# Ends with the exit code of the job, or 125 if the machine did not get that far. TIMEOUT: seconds, 240.
+# Ends with the exit code of the job, or 125 if the machine did not get that far. TIMEOUT: seconds, 400.
 #
 # Emulated without help of the processor, so that it runs wherever QEMU does. Slow string instructions are hidden
 # from the guest: emulated, they are slower than the loops it uses instead.
@@ -8,7 +8,7 @@ set -uo pipefail
 image=${1:?usage: run.sh IMAGE JOB}
 job=$(cd "${2:?usage: run.sh IMAGE JOB}" && pwd)
 rm -f "$job/rc"
-timeout -k 5 "${TIMEOUT:-240}" qemu-system-x86_64 \
+timeout -k 5 "${TIMEOUT:-400}" qemu-system-x86_64 \
     -machine pc,usb=off -nodefaults -no-user-config -display none -no-reboot -serial stdio \
     -accel tcg,thread=multi,tb-size=512 -cpu max,-erms -smp 2 -m 2048 \
     -kernel "$image/vmlinuz" -initrd "$image/initramfs" \

@@ -2,7 +2,7 @@
 # What `make test-rdma` runs: the RDMA tests over Soft-RoCE, in a virtual machine, with test programs built here.
 #
 # Where something is missing it says what and ends well, unless MEMCACHE_REQUIRE_RDMA=1. As root it installs the
-# packages itself; the kernel is fetched once into RDMA_VM_DIR (target/rdma-vm).
+# packages itself; the kernel is fetched once into RDMA_VM_DIR (target/rdma-vm). FILTER: tests whose names hold it.
 set -euo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 cd "$here/../.."
@@ -35,19 +35,26 @@ fi
 export PATH=$PATH:/sbin:/usr/sbin
 why=$("$here/image.sh" "$dir" 2>&1) || skip "no kernel for the virtual machine: $(tail -n 1 <<<"$why")"
 
-# Paths of the test programs, from cargo's messages: {"executable":"/..."} of the artefacts that are tests.
-program=$(cargo test --quiet -p memcache-transport-rdma --test soft_roce --no-run --message-format=json |
-    sed -n 's/.*"name":"soft_roce".*"executable":"\([^"]*\)".*/\1/p')
-[ -x "$program" ] || { echo "cargo built no test program soft_roce" >&2; exit 1; }
-
 job=$(mktemp -d)
 trap 'rm -rf "$job"' EXIT
-# The copy: the machine mounts a fresh /tmp, so what lies there on the host is not seen.
-cp "$program" "$job/soft_roce"
+# Copies of the test programs, whose paths cargo tells: the machine has a /tmp of its own, so that what lies there on
+# the host is not seen.
+build() {
+    local program
+    program=$(cargo test --quiet -p "$1" --test "$2" --no-run --message-format=json |
+        sed -n 's/.*"name":"'"$2"'".*"executable":"\([^"]*\)".*/\1/p')
+    [ -x "$program" ] || { echo "cargo built no test program $2" >&2; exit 1; }
+    cp "$program" "$job/$2"
+}
+build memcache-transport-rdma soft_roce
+build memcache-client rdma
+
 cat >"$job/job.sh" <<'JOB'
 set -e
 echo "device: $(rdma link show)"
-./soft_roce --include-ignored --test-threads=1 --nocapture --skip owner_process ${FILTER:-}
+for program in soft_roce rdma; do
+    "./$program" --include-ignored --test-threads=1 --nocapture --skip owner_process ${FILTER:-}
+done
 JOB
 [ -n "${FILTER:-}" ] && sed -i "1i FILTER='$FILTER'" "$job/job.sh"
-TIMEOUT=${TIMEOUT:-240} "$here/run.sh" "$dir" "$job"
+"$here/run.sh" "$dir" "$job"

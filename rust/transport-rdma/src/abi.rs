@@ -36,7 +36,9 @@ pub(crate) struct Context {
     pub(crate) post_send:
         unsafe extern "C" fn(qp: *mut Qp, requests: *mut SendRequest, bad: *mut *mut SendRequest) -> c_int,
     _after_post: [*mut c_void; 6],
-    pub(crate) cmd_fd: c_int,
+    _cmd_fd: c_int,
+    _async_fd: c_int,
+    pub(crate) num_comp_vectors: c_int,
 }
 
 /// `struct ibv_comp_channel`.

@@ -5,6 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, RawFd};
 use std::ptr::{NonNull, null_mut};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -33,6 +34,8 @@ const ANSWERING_ENTRIES: u32 = 16;
 const EVENTS: u32 = 256;
 /// Completions taken at once.
 const BATCH: usize = 16;
+/// Interrupt of the next completion queue.
+static NEXT_VECTOR: AtomicI32 = AtomicI32::new(0);
 /// Longest busy wait before a sleep.
 const SPIN_MAX: Duration = Duration::from_micros(20);
 
@@ -351,7 +354,12 @@ fn make_pair(
     let length = i32::try_from(entries).unwrap_or(i32::MAX);
     // Room for the completion of every request: when a connection fails, each of them completes.
     // SAFETY: device and channel are open.
-    let cq = unsafe { (verbs.ibv_create_cq)(device.context().as_ptr(), length, null_mut(), channel, 0) };
+    let cq = unsafe {
+        // Completions of different connections wake different processors, where the device can.
+        let vectors = device.context().as_ref().num_comp_vectors.max(1);
+        let vector = NEXT_VECTOR.fetch_add(1, Ordering::Relaxed).rem_euclid(vectors);
+        (verbs.ibv_create_cq)(device.context().as_ptr(), length, null_mut(), channel, vector)
+    };
     let cq = NonNull::new(cq).ok_or_else(io::Error::last_os_error)?;
     let mut attr = MaybeUninit::new(QpInitAttr {
         qp_context: null_mut(),

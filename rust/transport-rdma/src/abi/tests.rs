@@ -41,7 +41,7 @@ fn expectations() -> Vec<(String, usize)> {
         WorkCompletion = "struct ibv_wc",
     );
     offsets!(Context = "struct ibv_context": device = "device", poll_cq = "ops.poll_cq",
-        req_notify_cq = "ops.req_notify_cq", post_send = "ops.post_send", cmd_fd = "cmd_fd");
+        req_notify_cq = "ops.req_notify_cq", post_send = "ops.post_send", num_comp_vectors = "num_comp_vectors");
     offsets!(Channel = "struct ibv_comp_channel": context = "context", fd = "fd");
     offsets!(Cq = "struct ibv_cq": context = "context");
     offsets!(Qp = "struct ibv_qp": context = "context", qp_num = "qp_num");
