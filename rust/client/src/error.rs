@@ -3,8 +3,11 @@
 use memcache_memory::MemoryError;
 use memcache_proto::pack::WireError;
 use memcache_transport::TransportError;
+use memcache_transport::plan::PlanError;
 use memcache_types::{KeyError, LayoutError};
 use thiserror::Error;
+
+use crate::path::costs::CostsError;
 
 /// Why a whole call failed. Trouble with single keys is told in their statuses instead.
 #[derive(Debug, Error)]
@@ -78,6 +81,12 @@ pub enum StoreError {
     /// A transport could not start.
     #[error(transparent)]
     Transport(#[from] TransportError),
+    /// The costs of paths cannot be read.
+    #[error(transparent)]
+    Costs(#[from] CostsError),
+    /// No plan for a transfer.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
     /// The process cannot start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),

@@ -183,7 +183,7 @@ impl Inner {
             let until = reading.attempt();
             let links = self.directory.links(&self.book, &self.fabric, reading.segments(), until);
             let groups = reading.groups(keys, &links, &self.sums);
-            let transfer = Transfer::<Reads>::new(&self.stats, targets, until, Arc::clone(stop));
+            let transfer = Transfer::<Reads>::new(Some(&self.paths), &self.stats, targets, until, Arc::clone(stop));
             let moving = Instant::now();
             let moved = transfer.run(&self.crew, groups);
             reading.absorb(moved, keys, add_time(&self.stats.get_move_ns, moving), &self.sums);

@@ -100,7 +100,7 @@ impl Start {
         flight.take_off(|Request { keys, buffers }| {
             let groups = reading.groups(&keys, links, &inner.sums);
             let (until, stop) = (reading.attempt(), Arc::clone(&landing.stop));
-            let transfer = Transfer::<Reads>::new(&inner.stats, &buffers, until, stop);
+            let transfer = Transfer::<Reads>::new(Some(&inner.paths), &inner.stats, &buffers, until, stop);
             let tasks = transfer.tasks(groups, inner.crew.workers.threads());
             let (owner, moving) = (Arc::downgrade(inner), Instant::now());
             let (stats, sums) = (Arc::clone(&inner.stats), Arc::clone(&inner.sums));

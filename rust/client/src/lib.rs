@@ -26,6 +26,7 @@ mod listing;
 pub mod local_service;
 pub mod lookup;
 mod options;
+pub mod path;
 mod put;
 mod put_async;
 mod random;

@@ -7,6 +7,8 @@ use memcache_config::{ChecksumPolicy, Endpoint, LocalConfig, Protocol, StoreConf
 use memcache_transport::ProtocolChoice;
 
 use crate::local_service::LocalOptions;
+use crate::path::StagingOptions;
+use crate::path::costs::CostSource;
 use crate::store::StoreOptions;
 use crate::sums::Checksums;
 
@@ -16,6 +18,11 @@ const TRANSFER_THREADS_DEFAULT_MAX: usize = 4;
 const LOOPBACK: &str = "127.0.0.1";
 
 impl StoreOptions {
+    /// The defaults of a store whose `MetaService` is at `endpoint`; it lends nothing.
+    pub fn new(endpoint: Endpoint) -> Self {
+        Self::from_config(&StoreConfig::default(), endpoint)
+    }
+
     /// Options for a store whose `MetaService` is at `endpoint`.
     pub fn from_config(config: &StoreConfig, endpoint: Endpoint) -> Self {
         let bytes = config.lend_bytes.get();
@@ -44,9 +51,15 @@ impl StoreOptions {
             }
             ChecksumPolicy::Off => Checksums::Off,
         };
+        let path = config.path.as_str().parse().unwrap_or_default();
+        let costs = match config.costs.as_str() {
+            "" => CostSource::Measured,
+            file => CostSource::File(file.into()),
+        };
         let replicas = usize::try_from(config.replica_num).unwrap_or(usize::MAX);
         let (protocol, rdma_device) = (choice(config.protocol), config.rdma_device.clone());
-        Self { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads }
+        let staging = StagingOptions::default();
+        Self { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads, path, costs, staging }
     }
 }
 

@@ -168,7 +168,7 @@ impl Inner {
         granted.clear_records(&links, until);
         let (groups, places) = self.plan_writes(&mut granted, keys, sources, &links);
         let Granted { mut statuses, tickets, .. } = granted;
-        let transfer = Transfer::<Writes>::new(&self.stats, sources, until, Arc::default());
+        let transfer = Transfer::<Writes>::new(Some(&self.paths), &self.stats, sources, until, Arc::default());
         let moving = Instant::now();
         let moved = transfer.run(&self.crew, groups);
         add_time(&self.stats.put_move_ns, moving);
@@ -235,7 +235,7 @@ impl Granted {
             let Err(error) = clear(&**link, &clears, until) else { return true };
             tracing::debug!(%error, "a put could not clear old records");
             statuses[ticket.index] = write_failure(&error);
-            if writer_is_done(link.protocol()) {
+            if writer_is_done(link.protocol(), &error) {
                 failed.push(ticket.reservation.get());
             }
             false
@@ -285,7 +285,7 @@ pub(crate) fn written(moved: Vec<Moved<()>>, places: &[(usize, u64)], statuses: 
             Err(MoveError::Transport(error)) => {
                 tracing::debug!(%error, %protocol, "a put could not write");
                 statuses[index] = write_failure(&error);
-                if writer_is_done(protocol) {
+                if writer_is_done(protocol, &error) {
                     written.abandoned.push(reservation);
                 }
             }
@@ -476,8 +476,9 @@ fn write_failure(error: &TransportError) -> PutStatus {
 
 /// Whether no byte of a failed write can still land: then its space may be given back at once. Bytes on their way
 /// through a socket may; that space waits until the reservation has run out and been kept aside.
-fn writer_is_done(protocol: Protocol) -> bool {
+fn writer_is_done(protocol: Protocol, error: &TransportError) -> bool {
     match protocol {
+        _ if matches!(error, TransportError::Unfinished { .. }) => false,
         Protocol::Local | Protocol::HostShm => true,
         // Packets on their way may still arrive, also after the connection was given up.
         Protocol::HostRdma | Protocol::HostTcp => false,

@@ -112,7 +112,8 @@ impl Start {
             let until = granted.write_deadline(deadline);
             let (groups, places) = inner.plan_writes(&mut granted, &keys, &buffers, links);
             let Granted { mut statuses, tickets, .. } = granted;
-            let transfer = Transfer::<Writes>::new(&inner.stats, &buffers, until, Arc::clone(&landing.stop));
+            let transfer =
+                Transfer::<Writes>::new(Some(&inner.paths), &inner.stats, &buffers, until, Arc::clone(&landing.stop));
             let tasks = transfer.tasks(groups, inner.crew.workers.threads());
             let (book, stats, bytes) = (Arc::clone(&inner.book), Arc::clone(&inner.stats), bytes_of(&buffers));
             let moving = Instant::now();

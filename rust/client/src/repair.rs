@@ -244,7 +244,7 @@ impl Copier {
                 other => tracing::debug!(source = %place.extent.segment(), ?other, "a copy cannot reach its source"),
             }
         }
-        let transfer = Transfer::<Reads>::new(&self.stats, &targets, until, Arc::default());
+        let transfer = Transfer::<Reads>::new(None, &self.stats, &targets, until, Arc::default());
         for (index, protocol, outcome) in transfer.run(&self.crew, groups.into_values().collect()) {
             let (copy, place) = (&mut copies[index], &tried[&index]);
             match outcome {

@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
+use memcache_transport::plan::Path;
+
 macro_rules! counters {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counters of one store, from its opening on.
@@ -79,6 +81,26 @@ counters! {
     host_rdma_bytes,
     /// Payload bytes moved through TCP.
     host_tcp_bytes,
+    /// Of these, payload bytes moved to or from a device over the host and its staging.
+    path0_bytes,
+    /// Payload bytes relayed by their owner's device.
+    path1_bytes,
+    /// Payload bytes moved through staging at their destination.
+    path2_bytes,
+    /// Payload bytes that a device moved straight between region and pieces.
+    path3_bytes,
+}
+
+impl Stats {
+    /// The counter of a path.
+    pub(crate) fn path_bytes(&self, path: Path) -> &AtomicU64 {
+        match path {
+            Path::Host => &self.path0_bytes,
+            Path::Relay => &self.path1_bytes,
+            Path::Staged => &self.path2_bytes,
+            Path::Direct => &self.path3_bytes,
+        }
+    }
 }
 
 /// Adds to a counter.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
+use memcache_transport::plan::PathChoice;
 use memcache_transport::{Fabric, FabricOptions, ProtocolChoice};
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX};
 use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
@@ -23,6 +24,8 @@ use crate::get_async::get_async;
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, LocalService};
 use crate::lookup::Shared;
+use crate::path::costs::{CostSource, Costs};
+use crate::path::{Paths, StagingOptions};
 use crate::put::PutOptions;
 use crate::put_async::put_async;
 use crate::roads::rdma;
@@ -50,6 +53,12 @@ pub struct StoreOptions {
     pub replicas: usize,
     /// Threads that copy for one call, this one included; at least 1.
     pub transfer_threads: usize,
+    /// Which path objects take.
+    pub path: PathChoice,
+    /// Where the costs of paths come from.
+    pub costs: CostSource,
+    /// Staging of transfers that need it.
+    pub staging: StagingOptions,
 }
 
 /// Local memory that is ready for transfers; see [`Store::prepare`].
@@ -77,6 +86,7 @@ pub(crate) struct Inner {
     pub(crate) stats: Arc<Stats>,
     pub(crate) sums: Arc<Sums>,
     pub(crate) replicas: usize,
+    pub(crate) paths: Arc<Paths>,
     local: Option<LocalService>,
     closed: AtomicBool,
     process: u32,
@@ -87,6 +97,7 @@ impl Store {
     ///
     /// Lending memory takes the time to touch all of it.
     pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
+        let costs = Costs::open(&options.costs)?;
         let book = Book::open(options.endpoint.clone())?;
         let rdma = rdma(options.protocol, &options.rdma_device)?;
         let fabric = Fabric::with_rdma(FabricOptions { choice: options.protocol, ..FabricOptions::default() }, rdma);
@@ -111,6 +122,7 @@ impl Store {
             stats: Arc::default(),
             sums: Arc::new(Sums::new(options.checksums)),
             replicas: options.replicas,
+            paths: Arc::new(Paths::new(options.path, options.staging, costs)),
             local,
             closed: AtomicBool::new(false),
             process: std::process::id(),

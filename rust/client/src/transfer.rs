@@ -13,6 +13,7 @@ use thiserror::Error;
 use crate::buffer::Buffers;
 use crate::errands::{Errands, Whom};
 use crate::jobs::{Kind, Workers};
+use crate::path::Paths;
 use crate::record::Record;
 use crate::stats::{Stats, add};
 use crate::tasks::{Task, TaskSet};
@@ -76,6 +77,8 @@ pub(crate) struct Transfer<W: Way> {
     pub(crate) deadline: Instant,
     /// Set to have no further task begin.
     pub(crate) stop: Arc<AtomicBool>,
+    /// Who moves what the links cannot scatter to by themselves; `None`: there is no such memory.
+    paths: Option<Arc<Paths>>,
     results: Mutex<Vec<Moved<W::Found>>>,
 }
 
@@ -121,9 +124,16 @@ impl Crew {
 }
 
 impl<W: Way> Transfer<W> {
-    pub(crate) fn new(stats: &Arc<Stats>, buffers: &Buffers, deadline: Instant, stop: Arc<AtomicBool>) -> Arc<Self> {
+    pub(crate) fn new(
+        paths: Option<&Arc<Paths>>,
+        stats: &Arc<Stats>,
+        buffers: &Buffers,
+        deadline: Instant,
+        stop: Arc<AtomicBool>,
+    ) -> Arc<Self> {
+        let paths = paths.filter(|paths| paths.takes(buffers)).cloned();
         let (stats, buffers) = (Arc::clone(stats), buffers.clone());
-        Arc::new(Self { stats, buffers, deadline, stop, results: Mutex::default() })
+        Arc::new(Self { stats, buffers, deadline, stop, paths, results: Mutex::default() })
     }
 
     /// Moves all objects and returns what became of each.
@@ -145,6 +155,10 @@ impl<W: Way> Transfer<W> {
         let length = task_bytes(total, threads);
         let mut tasks = Tasks { shared: Vec::new(), waiting: Vec::new() };
         for Group { link, moves } in groups {
+            if self.paths.is_some() && link.capabilities().copies_on_caller {
+                tasks.shared.push(self.share(&link, moves));
+                continue;
+            }
             if !link.capabilities().copies_on_caller {
                 let address = Arc::as_ptr(&link).cast::<()>().addr();
                 tasks.waiting.push((W::whom(address), self.share(&link, moves)));
@@ -180,7 +194,10 @@ impl<W: Way> Transfer<W> {
                 let outcomes = if transfer.is_stopped() {
                     moves.iter().map(|_| Err(MoveError::Cancelled)).collect()
                 } else {
-                    W::whole(&*link, &moves, &transfer.buffers, transfer.deadline)
+                    match &transfer.paths {
+                        None => W::whole(&*link, &moves, &transfer.buffers, transfer.deadline),
+                        Some(paths) => W::planned(paths, &transfer, &link, &moves),
+                    }
                 };
                 for (one, outcome) in moves.iter().zip(outcomes) {
                     transfer.tell(one, link.protocol(), outcome);

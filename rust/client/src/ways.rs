@@ -1,5 +1,6 @@
 //! The two ways bytes go: from the pool to local memory and back.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use memcache_memory::{Checksum, Part, Trailer};
@@ -10,8 +11,9 @@ use memcache_types::{Extent, ScatterList};
 use crate::buffer::Buffers;
 use crate::errands::Whom;
 use crate::jobs::Kind;
+use crate::path::Paths;
 use crate::record::Record;
-use crate::transfer::{Move, MoveError};
+use crate::transfer::{Move, MoveError, Transfer};
 
 /// What a read found: the trailer behind the payload, and the payload's CRC-32C if a sum was asked for.
 pub(crate) type Found = ([u8; TRAILER_LEN], Option<u32>);
@@ -34,6 +36,14 @@ pub(crate) trait Way: Send + Sync + Sized + 'static {
         moves: &[Move],
         buffers: &Buffers,
         deadline: Instant,
+    ) -> Vec<Result<Self::Found, MoveError>>;
+
+    /// As [`whole`](Self::whole), to and from memory that links cannot scatter to by themselves.
+    fn planned(
+        paths: &Paths,
+        transfer: &Transfer<Self>,
+        link: &Arc<dyn Link>,
+        moves: &[Move],
     ) -> Vec<Result<Self::Found, MoveError>>;
 
     /// Before the parts of an object.
@@ -90,6 +100,17 @@ impl Way for Reads {
             let found = unsafe { link.read(&ops, deadline) };
             found.into_iter().map(|one| Ok(one.map(|trailer| (trailer, None))?)).collect()
         }
+    }
+
+    fn planned(
+        paths: &Paths,
+        transfer: &Transfer<Self>,
+        link: &Arc<dyn Link>,
+        moves: &[Move],
+    ) -> Vec<Result<Found, MoveError>> {
+        let summed = moves.iter().any(|one| one.summed);
+        let found = paths.read(&transfer.stats, link, moves, &transfer.buffers, summed, transfer.deadline);
+        found.into_iter().map(|one| Ok(one?)).collect()
     }
 
     fn begin(parts: &dyn Parts, one: &Move, list: &ScatterList, deadline: Instant) -> Result<(), TransportError> {
@@ -151,6 +172,22 @@ impl Way for Writes {
         with_records(moves, results)
     }
 
+    fn planned(
+        paths: &Paths,
+        transfer: &Transfer<Self>,
+        link: &Arc<dyn Link>,
+        moves: &[Move],
+    ) -> Vec<Result<(), MoveError>> {
+        let summed = moves.iter().any(|one| one.summed);
+        let mut records = write_records(&**link, moves, transfer.deadline).into_iter();
+        let objects = paths.write(&transfer.stats, link, moves, &transfer.buffers, summed, transfer.deadline);
+        let both = moves
+            .iter()
+            .zip(objects)
+            .flat_map(|(one, object)| one.record.as_ref().and_then(|_| records.next()).into_iter().chain([object]));
+        with_records(moves, both.collect())
+    }
+
     fn begin(parts: &dyn Parts, one: &Move, list: &ScatterList, deadline: Instant) -> Result<(), TransportError> {
         parts.begin_write(one.extent, list, deadline)
     }
@@ -182,6 +219,21 @@ impl Way for Writes {
         let checksum = sum.map_or(Checksum::None, Checksum::Crc32c);
         parts.end_write(one.extent, &Trailer { checksum, ..one.trailer }.encode())
     }
+}
+
+/// Writes the records alone: they are host memory wherever their objects are.
+fn write_records(link: &dyn Link, moves: &[Move], deadline: Instant) -> Vec<Result<(), TransportError>> {
+    let records = moves.iter().filter_map(|one| one.record.as_ref());
+    let trailers: Vec<[u8; TRAILER_LEN]> = records.clone().map(|one| one.trailer.encode()).collect();
+    let ops = records.zip(&trailers).map(|(one, trailer)| WriteOp {
+        extent: one.extent,
+        payload_bytes: one.trailer.payload_bytes,
+        local: &one.local,
+        trailer,
+    });
+    let ops: Vec<WriteOp<'_>> = ops.collect();
+    // SAFETY: records own their bytes.
+    unsafe { link.write(&ops, deadline) }
 }
 
 /// What is to be written: for each object its record, if it gets one, and itself.

@@ -40,7 +40,7 @@ fn store(endpoint: &Endpoint, lend: u64, protocol: ProtocolChoice) -> Store {
         records: 0,
         repair_bytes_per_s: 0,
     });
-    let (endpoint, checksums) = (endpoint.clone(), Checksums::Always);
+    let (endpoint, checksums, meta_address) = (endpoint.clone(), Checksums::Always, endpoint.clone());
     Store::open(&StoreOptions {
         endpoint,
         lend,
@@ -49,6 +49,7 @@ fn store(endpoint: &Endpoint, lend: u64, protocol: ProtocolChoice) -> Store {
         replicas: 1,
         transfer_threads: 2,
         rdma_device: String::new(),
+        ..StoreOptions::new(meta_address)
     })
     .unwrap()
 }

@@ -45,8 +45,17 @@ fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
     let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
     let (rdma_device, replicas) = (String::new(), 1);
-    Store::open(&StoreOptions { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads: 2 })
-        .unwrap()
+    Store::open(&StoreOptions {
+        endpoint,
+        lend,
+        protocol,
+        rdma_device,
+        checksums,
+        replicas,
+        transfer_threads: 2,
+        ..StoreOptions::new(meta.address().clone())
+    })
+    .unwrap()
 }
 
 fn options(exclusive: bool) -> PutOptions {

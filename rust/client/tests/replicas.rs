@@ -46,6 +46,7 @@ fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
         checksums: Checksums::Always,
         replicas: 1,
         transfer_threads: 2,
+        ..StoreOptions::new(meta.address().clone())
     };
     Store::open(&options).unwrap()
 }

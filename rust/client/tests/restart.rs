@@ -61,8 +61,17 @@ fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) ->
     let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
     let (rdma_device, replicas) = (String::new(), 1);
-    Store::open(&StoreOptions { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads: 2 })
-        .unwrap()
+    Store::open(&StoreOptions {
+        endpoint,
+        lend,
+        protocol,
+        rdma_device,
+        checksums,
+        replicas,
+        transfer_threads: 2,
+        ..StoreOptions::new(meta.address().clone())
+    })
+    .unwrap()
 }
 
 fn name_of(number: usize) -> String {

@@ -200,6 +200,22 @@ choice! {
 }
 
 choice! {
+    /// Which path objects take between the pool and an engine's memory.
+    TransferPath {
+        /// The one predicted to be fastest, for each object.
+        Auto = "auto",
+        /// Over the host and its staging.
+        Host = "0",
+        /// Relayed by the owner's device.
+        Relay = "1",
+        /// One contiguous transfer, then a local scatter.
+        Staged = "2",
+        /// Each piece straight to its place.
+        Direct = "3",
+    }
+}
+
+choice! {
     /// When payload checksums are made and verified.
     ChecksumPolicy {
         /// On every write and every read.

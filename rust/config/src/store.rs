@@ -10,7 +10,7 @@ use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::layers::FILE_VARIABLE;
 use crate::local::{is_device, is_file, is_host, is_lendable};
-use crate::setting::{ChecksumPolicy, Protocol};
+use crate::setting::{ChecksumPolicy, Protocol, TransferPath};
 
 component! {
     /// Settings of a client of the pool: `conf/store.toml`, `MEMCACHE_<KEY>`.
@@ -43,6 +43,10 @@ component! {
     repair_bytes_per_s: ByteCount = ByteCount::new(1 << 30), "0 or a size such as \"512MB\"", |_| true;
     /// Back lent memory with huge pages. Where the system has not enough of them: a warning, and normal pages.
     huge_pages: bool = false, "true or false", |_| true;
+    /// Path between the pool and the engine's memory: 0 over the host, 1 relayed by the owner's device, 2 staged, 3 direct. A number forces it; where it does not lead there, calls fail and say why.
+    path: TransferPath = TransferPath::Auto, "\"auto\", \"0\", \"1\", \"2\" or \"3\"", |_| true;
+    /// File with the costs of paths. Empty: measured when first needed and kept in the user's cache folder.
+    costs: String = String::new(), "a path or empty", |_| true;
     /// Threads that move bytes. 0: as many as cores, at most 4.
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
     /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.

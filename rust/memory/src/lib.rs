@@ -40,7 +40,7 @@ pub mod region;
 pub mod segment;
 pub mod trailer;
 
-pub use checksum::{checksum_bytes, checksum_combine, checksum_pieces};
+pub use checksum::{checksum_bytes, checksum_combine, checksum_pieces, checksum_region};
 pub use copy::{
     CopyMode, Kernel, Part, gather, gather_part, gather_part_summed, gather_summed, gather_with, parts_of, scatter,
     scatter_part, scatter_part_summed, scatter_summed, scatter_with,

@@ -25,6 +25,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "memcache-client",
         &[
             "memcache-config",
+            "memcache-device",
             "memcache-memory",
             "memcache-proto",
             "memcache-transport",

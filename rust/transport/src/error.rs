@@ -42,6 +42,12 @@ pub enum TransportError {
         /// What is missing.
         why: String,
     },
+    /// It failed, and bytes of it may still land where they were sent.
+    #[error("not finished: {why}")]
+    Unfinished {
+        /// What does not answer any more.
+        why: String,
+    },
     /// The system failed.
     #[error("{operation}: {message}")]
     Io {
@@ -59,9 +65,11 @@ impl TransportError {
     pub const fn is_retryable(&self) -> bool {
         match self {
             Self::PeerGone | Self::Timeout | Self::Io { .. } => true,
-            Self::Refused { .. } | Self::AddressInUse { .. } | Self::InvalidOp { .. } | Self::Unavailable { .. } => {
-                false
-            }
+            Self::Unfinished { .. }
+            | Self::Refused { .. }
+            | Self::AddressInUse { .. }
+            | Self::InvalidOp { .. }
+            | Self::Unavailable { .. } => false,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::fmt::Debug;
 use std::time::Instant;
 
-use memcache_memory::checksum_pieces;
+use memcache_memory::{RawRegion, checksum_pieces};
 use memcache_types::limits::TRAILER_LEN;
 
 use crate::capabilities::Capabilities;
@@ -79,6 +79,12 @@ pub trait Link: Send + Sync + Debug {
 
     /// Moves in parts, where the calling thread does the copying and several may work on one object.
     fn parts(&self) -> Option<&dyn Parts> {
+        None
+    }
+
+    /// The region as this process sees it, where it is mapped here: what a device can be told to reach into. Valid, as
+    /// memory of others is, for as long as the link lives.
+    fn region(&self) -> Option<RawRegion<'_>> {
         None
     }
 

@@ -52,7 +52,7 @@ impl MappedLink {
         }
     }
 
-    fn region(&self) -> RawRegion<'_> {
+    fn view(&self) -> RawRegion<'_> {
         match &self.backing {
             Backing::Own(segment) => segment.region(),
             Backing::Peer { mapping, .. } => mapping.region(),
@@ -66,7 +66,7 @@ impl MappedLink {
         check: impl FnOnce(u64) -> Result<(), TransportError>,
         deadline: Instant,
     ) -> Result<RawRegion<'_>, TransportError> {
-        let region = self.region();
+        let region = self.view();
         check(region.bytes())?;
         if Instant::now() >= deadline {
             return Err(TransportError::Timeout);
@@ -137,6 +137,10 @@ impl Link for MappedLink {
         Some(self)
     }
 
+    fn region(&self) -> Option<RawRegion<'_>> {
+        Some(self.view())
+    }
+
     fn is_open(&self) -> bool {
         match &self.backing {
             Backing::Own(_) => true,
@@ -158,7 +162,7 @@ impl MappedLink {
     }
 
     fn extent(&self, extent: Extent) -> Result<RawRegion<'_>, TransportError> {
-        view(self.region(), extent.offset(), extent.bytes())
+        view(self.view(), extent.offset(), extent.bytes())
     }
 }
 

@@ -1,0 +1,159 @@
+//! A few milliseconds of copies that say what each leg costs. Nothing is written to the pool.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memcache_device::{Copy, DeviceError, Direction, Keep, Queue, Space};
+use memcache_memory::checksum_bytes;
+use memcache_transport::plan::{CostModel, Leg, LegCost};
+use memcache_transport::{Link, ReadOp, TransportError};
+use memcache_types::limits::TRAILER_BYTES;
+use memcache_types::{Extent, GlobalAddress, Piece, ScatterList, SegmentId};
+
+use super::state::DeviceState;
+
+/// Longest copy of a measurement, in bytes.
+const LONG: u64 = 1 << 20;
+/// Copies of a batch that tells what one more costs.
+const MANY: u64 = 64;
+/// The best of so many is taken: whatever disturbs makes it longer, never shorter.
+const ROUNDS: usize = 3;
+/// Past this a leg is left at its default.
+const PATIENCE: Duration = Duration::from_millis(50);
+
+/// What the legs between a link and a device cost. Legs that cannot be measured keep their defaults; writing to a
+/// region is taken to cost what reading from it does, until transfers say otherwise.
+pub(super) fn measure(link: &Arc<dyn Link>, state: &DeviceState) -> CostModel {
+    let started = Instant::now();
+    let mut costs = CostModel::default();
+    match network(link) {
+        Ok(cost) => costs = costs.with(Leg::NetworkRead, cost).with(Leg::NetworkWrite, cost),
+        Err(error) => tracing::debug!(%error, protocol = %link.protocol(), "cannot measure a link"),
+    }
+    let pairs = [
+        (Direction::Local, Leg::DeviceLocal, None),
+        (Direction::HostToDevice, Leg::HostToDevice, None),
+        (Direction::DeviceToHost, Leg::DeviceToHost, None),
+        (Direction::PeerToDevice, Leg::PeerToDevice, Some(Leg::DeviceToPeer)),
+    ];
+    for (direction, leg, also) in pairs {
+        match engine(link, state, direction) {
+            Ok(cost) => {
+                costs = costs.with(leg, cost);
+                costs = also.map_or(costs, |also| costs.with(also, cost));
+            }
+            Err(error) => tracing::debug!(%error, direction = direction.name(), "cannot measure a device"),
+        }
+    }
+    costs = costs.with(Leg::Checksum, checksum());
+    tracing::debug!(took = ?started.elapsed(), protocol = %link.protocol(), device = %state.device.id(), "measured costs");
+    costs
+}
+
+/// Times of one short copy, of [`MANY`] short ones and of a long one, as costs.
+fn costs_of(one: Duration, many: Duration, long: Duration, bytes: u64) -> LegCost {
+    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+    let piece_ns = nanos(many.saturating_sub(one)) / (MANY - 1);
+    let copying = nanos(long.saturating_sub(one)).max(1);
+    let bytes_per_s = u128::from(bytes) * 1_000_000_000 / u128::from(copying);
+    LegCost {
+        batch_ns: nanos(one).saturating_sub(piece_ns),
+        piece_ns,
+        bytes_per_s: u64::try_from(bytes_per_s).unwrap_or(u64::MAX).max(1),
+    }
+}
+
+/// The shortest of a few rounds.
+fn best<E>(mut round: impl FnMut() -> Result<(), E>) -> Result<Duration, E> {
+    let mut least = Duration::MAX;
+    for _ in 0..ROUNDS {
+        let started = Instant::now();
+        round()?;
+        least = least.min(started.elapsed());
+    }
+    Ok(least)
+}
+
+fn network(link: &Arc<dyn Link>) -> Result<LegCost, TransportError> {
+    let deadline = Instant::now() + PATIENCE;
+    let long = LONG.min((link.capabilities().region_bytes - TRAILER_BYTES) / 64 * 64);
+    let long = long.min(link.capabilities().payload_bytes_max);
+    let mut memory = vec![0u8; usize::try_from(2 * LONG).unwrap_or(0)];
+    let base = memory.as_mut_ptr().expose_provenance() as u64;
+    let read = |pieces: ScatterList| {
+        let payload_bytes = pieces.bytes();
+        let invalid = |error: memcache_types::RangeError| TransportError::InvalidOp { why: error.to_string() };
+        let bytes = payload_bytes.next_multiple_of(64) + TRAILER_BYTES;
+        let extent = Extent::new(GlobalAddress::new(SegmentId::new(0), 0), bytes).map_err(invalid)?;
+        let op = ReadOp { extent, payload_bytes, local: &pieces };
+        best(|| {
+            // SAFETY: the pieces lie in a vector of our own, side by side, and nobody else touches it.
+            let result = unsafe { link.read(&[op], deadline) };
+            result.into_iter().next().unwrap_or(Err(TransportError::PeerGone)).map(drop)
+        })
+    };
+    let one = read(ScatterList::single(base, 64))?;
+    let many = read((0..MANY).map(|at| Piece { address: base + at * 128, bytes: 64 }).collect())?;
+    let whole = read(ScatterList::single(base, long))?;
+    drop(memory);
+    Ok(costs_of(one, many, whole, long))
+}
+
+fn engine(link: &Arc<dyn Link>, state: &DeviceState, direction: Direction) -> Result<LegCost, DeviceError> {
+    let device = &state.device;
+    let limits = device.capabilities();
+    let far = match direction {
+        Direction::PeerToDevice | Direction::DeviceToPeer => {
+            let reach = state.reach(link)?;
+            (reach.address(), reach.bytes(), reach.keep())
+        }
+        Direction::Local => of(&device.allocate(Space::Device, LONG)?),
+        _ => of(&device.allocate(Space::Pinned, LONG)?),
+    };
+    let near = of(&device.allocate(Space::Device, LONG)?);
+    let keep: Keep = Arc::new((far.2, Arc::clone(&near.2)));
+    let mut queue = device.open_queue()?;
+    let flip = direction == Direction::DeviceToHost;
+    let copy = |offset: u64, bytes: u64| {
+        let (source, target) = if flip { (near.0, far.0) } else { (far.0, near.0) };
+        Copy { source: source + offset, target: target + offset, bytes }
+    };
+    let short = limits.align.max(64);
+    let long = LONG.min(far.1).min(limits.copy_bytes_max) / short * short;
+    let count = MANY.min(limits.batch_copies_max as u64);
+    let mut time = |copies: &[Copy]| run(&mut *queue, direction, copies, &keep);
+    let one = time(&[copy(0, short)])?;
+    let copies: Vec<Copy> = (0..count).map(|at| copy(at * 2 * short, short)).collect();
+    let many = if count == MANY { time(&copies)? } else { one + one * 63 };
+    let whole = time(&[copy(0, long)])?;
+    Ok(costs_of(one, many, whole, long))
+}
+
+fn of(memory: &memcache_device::Allocation) -> (u64, u64, Keep) {
+    (memory.address(), memory.bytes(), memory.keep())
+}
+
+fn run(queue: &mut dyn Queue, direction: Direction, copies: &[Copy], keep: &Keep) -> Result<Duration, DeviceError> {
+    let deadline = Instant::now() + PATIENCE;
+    let result = best(|| {
+        // SAFETY: both ends are allocations of this measurement, or a region that is only read; the keep holds them.
+        unsafe { queue.submit(direction, copies, Arc::clone(keep)) }?;
+        queue.record()?.wait(deadline)
+    });
+    if result.is_err() {
+        queue.cancel(Instant::now() + PATIENCE)?;
+    }
+    result
+}
+
+fn checksum() -> LegCost {
+    let bytes = vec![1u8; 256 << 10];
+    let mut sum = 0;
+    let time = best(|| {
+        sum ^= checksum_bytes(std::hint::black_box(&bytes));
+        Ok::<_, std::convert::Infallible>(())
+    });
+    std::hint::black_box(sum);
+    let nanos = time.map_or(1, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX).max(1));
+    LegCost { batch_ns: 0, piece_ns: 0, bytes_per_s: (bytes.len() as u64).saturating_mul(1_000_000_000) / nanos }
+}
