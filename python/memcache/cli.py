@@ -8,6 +8,7 @@ import sys
 import time
 from typing import Any
 
+from memcache._core import explain_shape
 from memcache.errors import ConfigError, InvalidArgument, MemCacheError
 from memcache.store import Store
 
@@ -21,6 +22,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs the command; its exit code: 0, 2 for bad settings, 1 if the pool cannot be reached."""
     options = _parser().parse_args(arguments)
     try:
+        if options.command == "plan":
+            found, text = _plan(options)
+            print(json.dumps(found, indent=2) if options.json else text)
+            return 0
         with Store(meta_address=options.meta_address, lend_bytes=0) as store:
             if store.embedded:
                 raise ConfigError("no MetaService address: give --meta-address or set MEMCACHE_META_ADDRESS")
@@ -52,7 +57,38 @@ def _parser() -> argparse.ArgumentParser:
             "--meta-address", help="where the MetaService is (default: MEMCACHE_META_ADDRESS or the file)"
         )
         command.add_argument("--timeout-ms", type=int, default=2000, help="longest wait for an answer, milliseconds")
+    plan = commands.add_parser("plan", help="how objects of one shape would move, and why; needs no pool")
+    plan.add_argument("--pieces", type=int, required=True, help="local pieces of one object")
+    plan.add_argument("--bytes", type=int, required=True, help="payload bytes of one object")
+    plan.add_argument("--objects", type=int, default=1, help="objects of the call (default: 1)")
+    plan.add_argument("--protocol", default="host_shm", help="local, host_shm, host_rdma or host_tcp")
+    plan.add_argument(
+        "--device", default="host", help="where the pieces are: host, or twin (memory the CPU cannot touch)"
+    )
+    plan.add_argument("--path", default="auto", help="auto, or 0 to 3 to force one")
+    plan.add_argument("--way", default="get", choices=("get", "put"))
+    plan.add_argument("--costs", help="file of costs (default: what this machine has measured, else defaults)")
+    plan.add_argument("--no-checksum", action="store_true", help="payloads without a checksum")
+    plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
+
+
+def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    for name in ("pieces", "bytes", "objects"):
+        if not 0 <= getattr(options, name) < 1 << 63:
+            raise InvalidArgument(f"--{name} is {getattr(options, name)}; want a number from 0 on")
+    found = explain_shape(
+        options.pieces,
+        options.bytes,
+        options.objects,
+        options.protocol,
+        options.device,
+        options.path,
+        options.way,
+        options.costs,
+        not options.no_checksum,
+    )
+    return found, found.pop("text").rstrip()
 
 
 def _status(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -57,6 +57,10 @@ class StoreConfig:
     """Bytes a second copied into lent memory to restore lost replicas and to take over from drained nodes."""
     huge_pages: bool = False
     """Back lent memory with huge pages where there are any."""
+    path: str = "auto"
+    """Path between the pool and the engine's memory: ``"auto"``, or ``"0"`` to ``"3"`` to force one (docs/adr/0007)."""
+    costs: str = ""
+    """File with the costs of paths. Empty: measured when first needed, kept in the user's cache folder."""
     transfer_threads: int = 0
     """Threads that copy for one call; 0: as many as cores, at most 4."""
 

@@ -319,6 +319,18 @@ class Store:
         """
         return self._core.drain_own(timeout_ms)
 
+    def explain_plan(self, layout: KvLayout, block_ids: BlockIds, way: str = "get") -> list[dict[str, Any]]:
+        """How these blocks would move between their memory and the pool, and why. Nothing is located and nothing moves.
+
+        ``way``: ``"get"`` or ``"put"``. One plan for each protocol to a peer that is connected, or that may be used
+        while none is. A plan has ``kinds`` (for objects of equal shape the predicted microseconds of each path, or why
+        it is impossible, and the one ``chosen``), ``groups`` (what would be submitted) and ``text`` (a table to print).
+
+        Raises :class:`memcache.InvalidArgument` for block ids outside the layout, and where a forced path does not
+        lead to a peer.
+        """
+        return self._core.explain_plan(layout.core, block_ids, way)
+
     def stats(self) -> dict[str, int]:
         """What this store has done: objects, bytes, misses, failures, nanoseconds (``_ns``), bytes by protocol."""
         return dict(self._core.stats())

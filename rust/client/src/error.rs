@@ -1,5 +1,6 @@
 //! Why a whole call failed.
 
+use memcache_device::DeviceError;
 use memcache_memory::MemoryError;
 use memcache_proto::pack::WireError;
 use memcache_transport::TransportError;
@@ -87,6 +88,9 @@ pub enum StoreError {
     /// No plan for a transfer.
     #[error(transparent)]
     Plan(#[from] PlanError),
+    /// A device cannot be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The process cannot start a thread.
     #[error("cannot start a thread: {0}")]
     Thread(#[from] std::io::Error),
@@ -114,6 +118,12 @@ pub enum InvalidCall {
         bytes: u64,
         /// Largest allowed.
         limit: u64,
+    },
+    /// A device nobody knows.
+    #[error("unknown device {name:?}: want \"host\" or \"twin\"")]
+    Device {
+        /// What was given.
+        name: String,
     },
     /// A segment outside the limits.
     #[error("lend_bytes is {bytes}; a segment has {min} to {max} bytes")]

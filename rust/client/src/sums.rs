@@ -35,6 +35,11 @@ impl Sums {
         Self { policy, reads: AtomicU64::new(0), suspicious: AtomicU32::new(0) }
     }
 
+    /// What was asked for.
+    pub(crate) fn policy(&self) -> Checksums {
+        self.policy
+    }
+
     /// Whether a put makes the checksum of its next object.
     pub(crate) fn of_put(&self) -> bool {
         self.policy != Checksums::Off

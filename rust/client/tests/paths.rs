@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -11,11 +12,11 @@ use memcache_client::path::costs::CostSource;
 
 use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
 use memcache_config::{Endpoint, MetaConfig};
-use memcache_device::{Device, Space, TwinDevice, TwinFault, TwinOptions, TwinTime};
+use memcache_device::{Device, Direction, Space, TwinDevice, TwinFault, TwinOptions, TwinTime};
 use memcache_meta::MetaServer;
 use memcache_testkit::rng::{Rng, pattern};
 use memcache_transport::ProtocolChoice;
-use memcache_transport::plan::{Path, PathChoice};
+use memcache_transport::plan::{CostModel, Leg, LegCost, Path, PathChoice, Way};
 use memcache_types::{GetStatus, KeyBatch, Piece, PutStatus, ScatterList};
 
 const ARENA: u64 = 64 << 20;
@@ -302,4 +303,73 @@ fn automatic_choice_moves_each_object_its_own_way() {
     assert_eq!(store.put(&keys, &tensors.buffers(), &PutOptions::default(), soon()).unwrap(), [PutStatus::Stored; 2]);
     let stats = store.stats();
     assert_eq!((stats.path2_bytes, stats.path3_bytes), (200_000, 1 << 20));
+}
+
+/// The costs a twin has, as a model of the legs to and from it; links and checksums cost nothing in virtual time.
+fn costs_of(options: &TwinOptions) -> CostModel {
+    let mut costs = CostModel::uniform(LegCost::FREE);
+    let legs = [
+        (Leg::HostToDevice, Direction::HostToDevice),
+        (Leg::DeviceToHost, Direction::DeviceToHost),
+        (Leg::DeviceLocal, Direction::Local),
+        (Leg::PeerToDevice, Direction::PeerToDevice),
+        (Leg::DeviceToPeer, Direction::DeviceToPeer),
+    ];
+    for (leg, direction) in legs {
+        let cost = options.costs[direction as usize];
+        let (batch_ns, piece_ns, bytes_per_s) = (cost.batch_ns, cost.copy_ns, cost.bytes_per_s);
+        costs = costs.with(leg, LegCost { batch_ns, piece_ns, bytes_per_s });
+    }
+    costs
+}
+
+#[test]
+fn what_is_predicted_is_what_the_device_accounts() {
+    let meta = meta();
+    let _owner = Store::open(&options(&meta, 24 << 20)).unwrap();
+    let time = TwinTime::Virtual;
+    let twin_options = TwinOptions { arena_bytes: ARENA, batch_copies_max: 1000, time, ..TwinOptions::default() };
+    let device = TwinDevice::new(twin_options).unwrap();
+    let costs = CostSource::Fixed(Box::new(costs_of(&twin_options)));
+    let store = |path| {
+        let (costs, checksums) = (costs.clone(), Checksums::Off);
+        Store::open(&StoreOptions { path, costs, checksums, ..options(&meta, 0) }).unwrap()
+    };
+    let auto = store(PathChoice::Auto);
+    let mut chosen = BTreeSet::new();
+    for (number, (bytes, pieces)) in
+        [(256, 1), (1 << 20, 1), (122 * 1024, 122), (1 << 20, 1024), (1 << 20, 4096), (4 << 20, 4), (3_000_001, 122)]
+            .into_iter()
+            .enumerate()
+    {
+        let shapes = vec![(bytes, pieces); 3];
+        let tensors = Tensors::new(&device, &shapes, &mut Rng::new(number as u64));
+        let buffers = tensors.buffers();
+        let keys = names(&number.to_string(), 3);
+        let mut fastest = u64::MAX;
+        for path in [Path::Host, Path::Staged, Path::Direct] {
+            let store = store(PathChoice::Forced(path));
+            for way in [Way::Put, Way::Get] {
+                let before = device.now_ns();
+                match way {
+                    Way::Put => {
+                        let put = store.put(&keys, &buffers, &PutOptions::default(), soon()).unwrap();
+                        assert_eq!(put, [PutStatus::Stored; 3]);
+                    }
+                    Way::Get => assert_eq!(store.get(&keys, &buffers, soon()).unwrap(), [GetStatus::Hit; 3]),
+                }
+                let took = device.now_ns() - before;
+                let plans = store.explain_plan(way, &buffers).unwrap();
+                assert_eq!(plans[0].predicted_ns(), took, "{way} of 3 x {bytes} bytes in {pieces} pieces over {path}");
+                if way == Way::Get {
+                    fastest = fastest.min(took);
+                }
+            }
+            assert_eq!(store.remove(&keys, soon()).unwrap(), [true; 3]);
+        }
+        let plan = &auto.explain_plan(Way::Get, &buffers).unwrap()[0];
+        assert_eq!(plan.predicted_ns(), fastest, "another path than the fastest:\n{plan}");
+        chosen.extend(plan.groups.iter().map(|group| group.path));
+    }
+    assert!(chosen.len() > 1, "one path was best everywhere: {chosen:?}");
 }

@@ -20,18 +20,23 @@ import_exception!(memcache.errors, Unavailable);
 pub(crate) fn store_error(error: &StoreError) -> PyErr {
     let text = error.to_string();
     match error {
-        StoreError::Key(_) | StoreError::Layout(_) | StoreError::Invalid(_) | StoreError::Refused { .. } => {
-            InvalidArgument::new_err(text)
-        }
+        StoreError::Key(_)
+        | StoreError::Layout(_)
+        | StoreError::Invalid(_)
+        | StoreError::Plan(_)
+        | StoreError::Costs(_)
+        | StoreError::Refused { .. } => InvalidArgument::new_err(text),
         StoreError::Busy { .. } => Busy::new_err(text),
         StoreError::Closed => Closed::new_err(text),
         StoreError::Forked { .. } => ForkError::new_err(text),
         StoreError::Unavailable { .. } | StoreError::NotForgotten { .. } => Unavailable::new_err(text),
         StoreError::Timeout { .. } => Timeout::new_err(text),
         StoreError::Transport(TransportError::AddressInUse { .. }) => AddressInUse::new_err(text),
-        StoreError::Wire(_) | StoreError::Memory(_) | StoreError::Transport(_) | StoreError::Thread(_) => {
-            MemCacheError::new_err(text)
-        }
+        StoreError::Wire(_)
+        | StoreError::Memory(_)
+        | StoreError::Transport(_)
+        | StoreError::Device(_)
+        | StoreError::Thread(_) => MemCacheError::new_err(text),
     }
 }
 

@@ -11,6 +11,7 @@ mod config;
 mod embedded;
 mod errors;
 mod layout;
+mod plan;
 mod services;
 mod store;
 
@@ -26,6 +27,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<services::MetaService>()?;
     module.add_class::<services::LocalService>()?;
     module.add_function(wrap_pyfunction!(config::store_settings, module)?)?;
+    module.add_function(wrap_pyfunction!(plan::explain_shape, module)?)?;
     module.add_function(wrap_pyfunction!(services::run_meta, module)?)?;
     module.add_function(wrap_pyfunction!(services::log_local, module)?)?;
     Ok(())

@@ -343,6 +343,21 @@ impl Store {
         self.client.node().map(|node| node.to_string())
     }
 
+    /// How blocks would move between the pool and their memory, and why; nothing moves.
+    #[pyo3(signature = (layout, block_ids, way))]
+    fn explain_plan<'py>(
+        &self,
+        py: Python<'py>,
+        layout: &KvLayout,
+        block_ids: &Bound<'py, PyAny>,
+        way: &str,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let (buffers, way) = (layout.buffers(block_ids)?, crate::plan::way_of(way)?);
+        let plans = py.detach(|| self.client.explain_plan(way, &buffers)).map_err(|error| store_error(&error))?;
+        let plans = plans.iter().map(|plan| crate::plan::plan_dict(py, plan)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, plans)
+    }
+
     /// Counters of this client by name.
     fn stats(&self) -> Vec<(&'static str, u64)> {
         self.client.stats().entries()

@@ -165,6 +165,11 @@ impl Fabric {
         }
     }
 
+    /// The links that are open now.
+    pub fn links(&self) -> Vec<Arc<dyn Link>> {
+        self.routes.lock().links.values().filter(|link| link.is_open()).map(Arc::clone).collect()
+    }
+
     /// Drops the link to a region; calls under way on it end as they will. Frees the mapping or connections.
     pub fn forget(&self, token: u128) {
         let link = self.routes.lock().links.remove(&token);

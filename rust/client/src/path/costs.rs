@@ -7,8 +7,9 @@ use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use memcache_transport::Link;
+use memcache_device::Device;
 use memcache_transport::plan::{CORRECTION_UNIT, CostModel, Leg, LegCost, PlannedGroup};
+use memcache_transport::{Link, Protocol};
 use parking_lot::Mutex;
 use thiserror::Error;
 use toml::{Table, Value};
@@ -75,6 +76,14 @@ impl Costs {
     /// All that are known, by link and device.
     pub fn known(&self) -> BTreeMap<String, CostModel> {
         self.known.lock().clone()
+    }
+
+    /// The costs over this protocol as far as they are known; nothing is measured.
+    pub(crate) fn named(&self, protocol: Protocol, device: &dyn Device) -> CostModel {
+        match &self.source {
+            CostSource::Fixed(costs) => **costs,
+            _ => self.known.lock().get(&format!("{protocol} {}", device.id())).copied().unwrap_or_default(),
+        }
     }
 
     /// The costs between a link and a device; measured now if they are not known.

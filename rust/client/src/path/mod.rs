@@ -32,6 +32,7 @@ use crate::stats::{Stats, add};
 use crate::transfer::Move;
 use crate::ways::Found;
 use costs::Costs;
+pub(crate) use state::view_of;
 use state::{DeviceState, Queues};
 
 /// How transfers are staged.
@@ -111,7 +112,12 @@ impl Paths {
         plan(&PlanRequest { way, choice: self.choice, peers: &peers, local: &local, objects })
     }
 
-    fn peer(&self, link: &Arc<dyn Link>, state: &DeviceState, local: &LocalView, summed: bool) -> PeerView {
+    /// What the user asks for.
+    pub(crate) fn choice(&self) -> PathChoice {
+        self.choice
+    }
+
+    pub(crate) fn peer(&self, link: &Arc<dyn Link>, state: &DeviceState, local: &LocalView, summed: bool) -> PeerView {
         let reach = match link.region() {
             _ if local.cpu_touches => Ok(()),
             Some(_) => state.reach(link).map(drop).map_err(|error| error.to_string()),

@@ -58,18 +58,9 @@ impl DeviceState {
     }
 
     pub(crate) fn view(&self) -> LocalView {
-        let limits = self.device.capabilities();
-        let staging = |pool: &StagingPool| Some(Staging { slot_bytes: pool.slot_bytes(), slots: pool.slots() });
-        LocalView {
-            name: self.device.id().to_string(),
-            cpu_touches: limits.cpu_touches,
-            runs_beside: limits.runs_beside,
-            batch_copies_max: limits.batch_copies_max,
-            copy_bytes_max: limits.copy_bytes_max,
-            align: limits.align,
-            pinned: staging(&self.pinned),
-            staging: staging(&self.staging),
-        }
+        let slots =
+            StagingOptions { slot_bytes: self.staging.slot_bytes(), slots: self.staging.slots(), transfers_max: 1 };
+        view_of(&*self.device, slots)
     }
 
     /// The region behind a link, addressable for the device. Regions of owners that are gone are let go.
@@ -130,6 +121,22 @@ impl DeviceState {
         }
         self.queues.lock().push(queues);
         result
+    }
+}
+
+/// A device as the planner sees it.
+pub(crate) fn view_of(device: &dyn Device, options: StagingOptions) -> LocalView {
+    let limits = device.capabilities();
+    let staging = Some(Staging { slot_bytes: options.slot_bytes, slots: options.slots });
+    LocalView {
+        name: device.id().to_string(),
+        cpu_touches: limits.cpu_touches,
+        runs_beside: limits.runs_beside,
+        batch_copies_max: limits.batch_copies_max,
+        copy_bytes_max: limits.copy_bytes_max,
+        align: limits.align,
+        pinned: staging,
+        staging,
     }
 }
 

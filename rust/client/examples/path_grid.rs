@@ -1,0 +1,177 @@
+//! Measures every possible path of a get over a grid of pieces and piece lengths, against the twin device in real time
+//! and a real segment of shared memory, and says how often the planner took the fastest.
+//!
+//! `cargo run --release -p memcache-client --example path_grid [-- ROUNDS]`
+
+#![allow(clippy::print_stdout, clippy::unwrap_used, reason = "a program to look at")]
+#![allow(clippy::cast_precision_loss, reason = "times and shares for people")]
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use memcache_client::path::StagingOptions;
+use memcache_client::path::costs::CostSource;
+use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
+use memcache_config::{Endpoint, MetaConfig};
+use memcache_device::{Allocation, Device, Direction, Space, TwinDevice, TwinOptions};
+use memcache_meta::MetaServer;
+use memcache_transport::ProtocolChoice;
+use memcache_transport::plan::{Path, PathChoice};
+use memcache_types::{GetStatus, KeyBatch, Piece, PutStatus, ScatterList};
+
+const PIECES: [u64; 9] = [1, 2, 4, 16, 64, 122, 256, 1024, 4096];
+const LENGTHS: [u64; 7] = [256, 1 << 10, 4 << 10, 16 << 10, 64 << 10, 256 << 10, 1 << 20];
+/// Longer objects are left out: they would say the same at the speed of bandwidth.
+const OBJECT_MAX: u64 = 32 << 20;
+const PATHS: [Path; 3] = [Path::Host, Path::Staged, Path::Direct];
+/// How much slower than the fastest a choice may be and still count as good.
+const MARGIN: f64 = 1.1;
+
+fn soon() -> Instant {
+    Instant::now() + Duration::from_secs(30)
+}
+
+struct Bench {
+    device: TwinDevice,
+    memory: Allocation,
+    auto: Store,
+    forced: Vec<(Path, Store)>,
+}
+
+fn main() {
+    let rounds = std::env::args().nth(1).and_then(|text| text.parse().ok()).unwrap_or(5);
+    let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
+    let meta = MetaServer::start(&MetaConfig { listen, ..MetaConfig::default() }).unwrap();
+    let _owner = Store::open(&owner(&meta)).unwrap();
+    let options = TwinOptions { arena_bytes: 256 << 20, ..TwinOptions::default() };
+    let device = TwinDevice::new(options).unwrap();
+    let memory = device.allocate(Space::Device, OBJECT_MAX + 4096 * 128).unwrap();
+    let store = |path| {
+        let checksums = Checksums::Off;
+        Store::open(&StoreOptions { path, checksums, ..reader(&meta) }).unwrap()
+    };
+    let forced = PATHS.map(|path| (path, store(PathChoice::Forced(path)))).into();
+    let bench = Bench { device, memory, auto: store(PathChoice::Auto), forced };
+    println!("twin device, get over host_shm, checksums off; median of {rounds} rounds, microseconds of moving");
+    for (direction, cost) in Direction::ALL.iter().zip(options.costs) {
+        println!("  {:<18} {:?}", direction.name(), cost);
+    }
+    println!(
+        "{:>6} {:>8} {:>10} {:>10} {:>10}  chosen     of the fastest",
+        "pieces", "bytes", "0 host", "2 staged", "3 direct"
+    );
+    let (mut good, mut cells, mut staged) = (0, 0, Vec::new());
+    for pieces in PIECES {
+        for bytes in LENGTHS.into_iter().filter(|bytes| pieces * bytes <= OBJECT_MAX) {
+            let (times, chosen) = bench.cell(pieces, bytes, rounds);
+            let fastest = times.iter().copied().fold(f64::MAX, f64::min);
+            let taken = PATHS.iter().position(|path| *path == chosen).map_or(f64::MAX, |at| times[at]);
+            let share = taken / fastest;
+            let mark = if share <= MARGIN { "" } else { "  <- slower" };
+            println!(
+                "{pieces:>6} {bytes:>8} {:>10.1} {:>10.1} {:>10.1}  {chosen:<9} {share:>8.3}{mark}",
+                times[0], times[1], times[2]
+            );
+            (good, cells) = (good + usize::from(share <= MARGIN), cells + 1);
+            if times[1] < times[2] {
+                staged.push((pieces, bytes, times[2] / times[1]));
+            }
+        }
+    }
+    println!(
+        "\nwithin {:.0} % of the fastest measured path: {good} of {cells} cells ({:.1} %)",
+        (MARGIN - 1.0) * 100.0,
+        good as f64 * 100.0 / f64::from(cells)
+    );
+    println!("\nwhere path 2 beats path 3 (times path 3 is slower), rows: pieces, columns: bytes of a piece");
+    print!("{:>6}", "");
+    LENGTHS.iter().for_each(|bytes| print!("{bytes:>9}"));
+    println!();
+    for pieces in PIECES {
+        print!("{pieces:>6}");
+        for bytes in LENGTHS {
+            match staged.iter().find(|cell| (cell.0, cell.1) == (pieces, bytes)) {
+                Some((.., factor)) => print!("{factor:>9.2}"),
+                None if pieces * bytes > OBJECT_MAX => print!("{:>9}", ""),
+                None => print!("{:>9}", "-"),
+            }
+        }
+        println!();
+    }
+}
+
+impl Bench {
+    /// Median times of the paths in microseconds, and the path the planner takes.
+    fn cell(&self, pieces: u64, bytes: u64, rounds: usize) -> (Vec<f64>, Path) {
+        let stride = bytes + 64;
+        let base = self.memory.address();
+        let list: ScatterList = (0..pieces).map(|at| Piece { address: base + at * stride, bytes }).collect();
+        // SAFETY: the allocation is held by its keep, and nobody else uses it.
+        let buffers = unsafe {
+            Buffers::on_device(vec![list], self.memory.keep(), Arc::new(self.device.clone()) as Arc<dyn Device>)
+        };
+        let keys = KeyBatch::from_keys([format!("{pieces}/{bytes}")]).unwrap();
+        let put = self.auto.put(&keys, &buffers, &PutOptions::default(), soon()).unwrap();
+        assert!(matches!(put[0], PutStatus::Stored | PutStatus::Present), "{put:?}");
+        let mut times: Vec<Vec<u64>> = vec![Vec::new(); PATHS.len()];
+        // One round to warm up; the paths take turns, so that what disturbs disturbs all of them.
+        for round in 0..=rounds {
+            for (at, (_, store)) in self.forced.iter().enumerate() {
+                let took = moving(store, &keys, &buffers);
+                if round > 0 {
+                    times[at].push(took);
+                }
+            }
+        }
+        let before = self.auto.stats();
+        moving(&self.auto, &keys, &buffers);
+        let after = self.auto.stats();
+        let chosen = if after.path0_bytes > before.path0_bytes {
+            Path::Host
+        } else if after.path2_bytes > before.path2_bytes {
+            Path::Staged
+        } else {
+            Path::Direct
+        };
+        let median = |mut all: Vec<u64>| {
+            all.sort_unstable();
+            all[all.len() / 2] as f64 / 1000.0
+        };
+        let medians = times.into_iter().map(median).collect();
+        assert_eq!(self.auto.remove(&keys, soon()).unwrap(), [true]);
+        (medians, chosen)
+    }
+}
+
+/// Nanoseconds a get spends moving.
+fn moving(store: &Store, keys: &KeyBatch, buffers: &Buffers) -> u64 {
+    let before = store.stats().get_move_ns;
+    assert_eq!(store.get(keys, buffers, soon()).unwrap(), [GetStatus::Hit]);
+    store.stats().get_move_ns - before
+}
+
+fn reader(meta: &MetaServer) -> StoreOptions {
+    StoreOptions {
+        protocol: ProtocolChoice::HostShm,
+        costs: CostSource::Measured,
+        staging: StagingOptions::default(),
+        ..StoreOptions::new(meta.address().clone())
+    }
+}
+
+fn owner(meta: &MetaServer) -> StoreOptions {
+    let lend = LocalOptions {
+        bytes: 256 << 20,
+        name: "owner".to_owned(),
+        protocol: ProtocolChoice::Auto,
+        data_host: "127.0.0.1".to_owned(),
+        data_port: 0,
+        rdma_device: String::new(),
+        huge_pages: false,
+        prefault: true,
+        records: 1024,
+        persist: None,
+        repair_bytes_per_s: 0,
+    };
+    StoreOptions { lend: Some(lend), ..StoreOptions::new(meta.address().clone()) }
+}
