@@ -42,6 +42,7 @@ fn options(meta: &MetaServer, lend: u64, protocol: ProtocolChoice, device: &str)
         checksums: Checksums::Always,
         replicas: 1,
         transfer_threads: 2,
+        ..StoreOptions::new(meta.address().clone())
     }
 }
 
