@@ -10,7 +10,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import random
 import socket
 import statistics
 import time
@@ -27,6 +26,8 @@ from bench_transfer import SHAPES, Program, cache_of, show
 import memcache
 
 KEY_BYTES = 32
+LOOKED_UP_KEYS = 1 << 19
+"""Different keys that look-ups of one kind ask about before they begin again."""
 FILL_KEYS = 4096
 """Keys of one call while the pool is filled."""
 VALUE_4K = 4096
@@ -103,12 +104,16 @@ def loopback(calls: int) -> Row:
     return found
 
 
-def names(start: int, count: int) -> npt.NDArray[np.uint8]:
+def names_of(numbers: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint8]:
     """Keys that look random: a mix of their number, `(count, KEY_BYTES)`."""
-    numbers = np.arange(start, start + count, dtype=np.uint64)
     mixed = numbers * np.uint64(0x9E3779B97F4A7C15)
     parts = [mixed ^ (mixed >> np.uint64(29)), mixed, numbers, ~mixed]
-    return np.stack(parts, axis=1).view(np.uint8).reshape(count, KEY_BYTES)
+    return np.stack(parts, axis=1).view(np.uint8).reshape(len(numbers), KEY_BYTES)
+
+
+def names(start: int, count: int) -> npt.NDArray[np.uint8]:
+    """The keys of `count` numbers from `start` on."""
+    return names_of(np.arange(start, start + count, dtype=np.uint64))
 
 
 def fill(store: memcache.Store, have: int, want: int) -> None:
@@ -128,14 +133,16 @@ def check(statuses: npt.NDArray[Any]) -> None:
 
 def batches(objects: int, keys: int, count: int) -> list[list[bytes]]:
     """`count` lists of random present keys, as an engine hands them over."""
-    rng = random.Random(keys)
-    return [[names(rng.randrange(objects), 1).tobytes() for _ in range(keys)] for _ in range(count)]
+    wanted = np.random.default_rng(keys).integers(objects, size=count * keys, dtype=np.uint64)
+    packed = names_of(wanted).tobytes()
+    each = [packed[at : at + KEY_BYTES] for at in range(0, len(packed), KEY_BYTES)]
+    return [each[at : at + keys] for at in range(0, len(each), keys)]
 
 
 def look_up(store: memcache.Store, objects: int, calls: int) -> list[Row]:
     rows = []
     for keys in (1, 64, 512):
-        wanted = batches(objects, keys, 4096 // keys + 64)
+        wanted = batches(objects, keys, LOOKED_UP_KEYS // keys)
         turn = len(wanted)
         rows.append(measure("exist", objects, keys, calls, lambda n, w=wanted, t=turn: store.exist_batch(w[n % t])))
         rows.append(
@@ -293,7 +300,7 @@ def load(address: str) -> Iterator[None]:
 
 
 def under_load(store: memcache.Store, address: str, objects: int, calls: int) -> list[Row]:
-    wanted = batches(objects, 512, 64)
+    wanted = batches(objects, 512, 1024)
     one = batches(objects, 1, 1)[0]
     with load(address):
         return [
@@ -302,7 +309,7 @@ def under_load(store: memcache.Store, address: str, objects: int, calls: int) ->
                 objects,
                 512,
                 calls,
-                lambda n: store.match_prefix(wanted[n % 64]),
+                lambda n: store.match_prefix(wanted[n % 1024]),
             ),
             measure("exist beside a load of blocks", objects, 1, calls, lambda _: store.exist_batch(one)),
         ]

@@ -209,3 +209,19 @@ fn probe_when_silent(stream: &impl AsFd) {
         debug!(%error, "a lane without probes: it is not TCP");
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_past_the_limit_are_refused_by_name_until_one_ends() {
+        let lanes = Arc::new(LaneCount { open: AtomicUsize::new(0), limit: 2, vigil: Vigil::new() });
+        let (first, _second) = (lanes.enter().unwrap(), lanes.enter().unwrap());
+        let Err(refused) = lanes.enter() else { panic!("a third lane") };
+        assert_eq!(refused, "2 lanes are open, the limit");
+        drop(first);
+        assert!(lanes.enter().is_ok());
+    }
+}
