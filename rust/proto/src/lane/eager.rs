@@ -6,12 +6,14 @@ use std::time::Duration;
 /// How long to look before sleeping. To wake a sleeping processor takes 20 us, on virtual machines 40 us.
 pub const LOOK_TIME: Duration = Duration::from_micros(50);
 
-/// Most waits in a row that sleep at once because looking did not help.
+/// Most waits in a row that sleep at once because looking did not help, and fewest.
 const SKIP_MAX: u32 = 1024;
+const SKIP_MIN: u32 = 4;
 
-/// Whether it is worth while to look for what one waits for instead of sleeping at once: as long as it comes in time.
-/// After a look in vain the next wait sleeps at once, after two in a row the next two, then four, and so on. So somebody
-/// who waits long, or whose processor others need, looks once in a thousand times.
+/// Whether it is worth while to look for what one waits for instead of sleeping at once: as long as it nearly always
+/// comes in time, for a look in vain costs more than one that helps saves. After a look in vain the next 4 waits sleep at
+/// once, then 8, and so on up to 1024; about 5 looks that helped make up for one in vain. So somebody who waits long, or
+/// shares a processor with those who answer, looks once in a thousand times.
 #[derive(Debug)]
 pub struct Eagerness {
     skip: u32,
@@ -37,7 +39,8 @@ impl Eagerness {
 
     /// What was waited for came while looking, or did not.
     pub fn helped(&mut self, helped: bool) {
-        self.penalty = if helped { self.penalty / 2 } else { (self.penalty * 2).clamp(1, SKIP_MAX) };
+        self.penalty =
+            if helped { self.penalty - self.penalty.div_ceil(8) } else { (self.penalty * 2).clamp(SKIP_MIN, SKIP_MAX) };
         self.skip = if helped { 0 } else { self.penalty };
     }
 }
@@ -85,6 +88,20 @@ mod tests {
             }
         }
         assert!(looks > 8_000, "{looks}");
+    }
+
+    #[test]
+    fn who_finds_every_other_time_looks_rarely_who_misses_now_and_then_goes_on() {
+        for (every, few, many) in [(2, 0, 500), (20, 7_000, 10_000)] {
+            let (mut eager, mut looks) = (fresh(), 0);
+            for _ in 0..10_000 {
+                if eager.looks() {
+                    looks += 1;
+                    eager.helped(looks % every != 0);
+                }
+            }
+            assert!((few..=many).contains(&looks), "{every}: {looks}");
+        }
     }
 
     #[test]
