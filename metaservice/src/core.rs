@@ -55,7 +55,7 @@ pub use self::refusal::Refusal;
 pub use self::remove::{Removed, RemovedAll};
 pub use self::repair::{CopyTask, WorkReply};
 pub use self::reserve::{Clear, ReserveReply, ReserveRequest, Ticket};
-pub use self::status::{NodeReport, Report};
+pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 
 use self::fingerprints::Fingerprints;
 use self::index::KeyIndex;
@@ -219,6 +219,7 @@ impl Core {
             self.drop_silent_nodes(effects);
         }
         self.end_rests();
+        self.resume_repairs();
         self.bury(CALL_BURIALS_MAX);
     }
 

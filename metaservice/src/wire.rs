@@ -120,6 +120,13 @@ fn answer(
             reply::Body::RegisterFingerprint(pb::RegisterFingerprintReply { differences })
         }
         request::Body::Work(request) => reply::Body::Work(replicas::work(core, now, client, &request, effects)?),
+        request::Body::Renew(pb::Renew { leases }) => {
+            let renewed = core.renew(now, client, &leases, effects)?.into_iter().map(u8::from).collect();
+            reply::Body::Renew(pb::RenewReply { renewed, lease_ms: core.settings().lease_ms })
+        }
+        request::Body::Info(pb::Info { keys }) => {
+            reply::Body::Info(replicas::info(core, now, &pack::keys_from_wire(keys)?, effects))
+        }
         request::Body::Drain(request) => reply::Body::Drain(replicas::drain(core, now, request, effects)),
         request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
     })

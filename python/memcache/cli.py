@@ -42,6 +42,9 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="nodes, objects and bytes of the pool")
     nodes = commands.add_parser("nodes", help="the nodes of the pool")
+    info = commands.add_parser("info", help="where a key is, how large, and who reads or writes it")
+    info.add_argument("key", metavar="KEY", help="its text, or with --hex its bytes")
+    info.add_argument("--hex", action="store_true", help="KEY is hexadecimal")
     drain = commands.add_parser("drain", help="empty a node so that it can leave; without waiting, unless --wait-ms")
     drain.add_argument("node", metavar="NODE", help="its id, as `memcache nodes` shows it")
     mode = drain.add_mutually_exclusive_group()
@@ -50,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--look", dest="mode", action="store_const", const="look", help="only say how far it is")
     drain.add_argument("--wait-ms", type=int, default=0, help="wait so long for its end, milliseconds")
     drain.set_defaults(mode="move")
-    for command, run in ((status, _status), (nodes, _nodes), (drain, _drain)):
+    for command, run in ((status, _status), (nodes, _nodes), (info, _info), (drain, _drain)):
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.add_argument(
@@ -99,6 +102,24 @@ def _status(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], 
 def _nodes(store: Store, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
     found = store.status(options.timeout_ms)
     return found["nodes"], "\n".join(_node_lines(found))
+
+
+def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    try:
+        key = bytes.fromhex(options.key) if options.hex else options.key
+    except ValueError as error:
+        raise InvalidArgument(f"KEY {options.key!r}: not hexadecimal") from error
+    found = store.info(key, options.timeout_ms)
+    lines = [
+        f"{found['state']}   {found['payload_bytes']} bytes   "
+        f"{len(found['replicas'])} of {found['replica_num']} replicas   {found['writers']} writers"
+    ]
+    lines += [
+        f"node {one['node']:<18}{one['name'][:31]:<32} segment {one['segment']} + {one['offset']}   "
+        f"generation {one['generation']}   {one['leases']} leases{'   draining' if one['draining'] else ''}"
+        for one in found["replicas"]
+    ]
+    return found, "\n".join(lines)
 
 
 def _drain(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:

@@ -300,6 +300,15 @@ class Store:
         """The node this store lends memory as, in hexadecimal; ``None`` if it lends nothing."""
         return self._core.node_id
 
+    def info(self, key: Key, timeout_ms: int | None = None) -> dict[str, Any]:
+        """Everything that is known of a key, without touching it.
+
+        ``state`` (``"readable"``, ``"being written"`` or ``"absent"``), ``payload_bytes``, ``writers``, ``replica_num``
+        (as many as there should be) and ``replicas``: for each ``node``, ``name``, ``segment``, ``offset``,
+        ``generation``, ``leases`` and whether its node is ``draining``.
+        """
+        return self._core.info([key], timeout_ms)[0]
+
     def drain(self, node: str, mode: str = "move", timeout_ms: int | None = None) -> dict[str, Any]:
         """Begins to empty a node, so that it can leave: it gets no new objects. Does not wait.
 

@@ -177,6 +177,31 @@ impl Core {
         Ok(())
     }
 
+    /// Lets leases last for their full time again; true where the lease was this client's and not over.
+    pub fn renew(
+        &mut self,
+        now: Millis,
+        client: ClientId,
+        leases: &[u64],
+        effects: &mut Vec<Effect>,
+    ) -> Result<Vec<bool>, Refusal> {
+        self.advance(now, effects);
+        check_count("leases", leases.len())?;
+        let deadline = self.now.plus(self.settings.lease_ms.into());
+        let mut renewed = Vec::with_capacity(leases.len());
+        for id in leases {
+            let found = self.lease_ids.find(hash_id(*id), |slot| self.leases[*slot].serial == *id).copied();
+            let own = found.filter(|slot| self.leases[*slot].client == client);
+            if let Some(slot) = own {
+                self.leases[slot].deadline = deadline;
+                self.lease_order.unlink(&mut self.leases, slot);
+                self.lease_order.push(&mut self.leases, slot);
+            }
+            renewed.push(own.is_some());
+        }
+        Ok(renewed)
+    }
+
     pub(super) fn expire_leases(&mut self) {
         while let Some(slot) = self.lease_order.oldest()
             && self.leases[slot].deadline <= self.now

@@ -27,6 +27,8 @@ use super::slab::Slot;
 pub(super) struct Repairs {
     /// An entry may be gone, and its slot another's, by the time it is looked at: its mark tells.
     queue: VecDeque<Slot<Entry>>,
+    /// Keys whose copy was given up, by when they get in line again: where a source is damaged the next try may fail, too.
+    later: VecDeque<(Millis, Slot<Entry>)>,
     /// Where a walk through all entries has come, while there is one.
     walk: Option<usize>,
     /// Copies that became replicas.
@@ -36,7 +38,7 @@ pub(super) struct Repairs {
 impl Repairs {
     /// How many keys wait.
     pub(super) fn waiting(&self) -> usize {
-        self.queue.len()
+        self.queue.len() + self.later.len()
     }
 }
 
@@ -81,6 +83,25 @@ impl Core {
         }
         self.index.get_mut(entry).set_queued(true);
         self.repairs.queue.push_back(entry);
+    }
+
+    /// The copy of a key was given up by its maker: the next try has time.
+    pub(super) fn defer_repair(&mut self, entry: Slot<Entry>) {
+        if self.index.get(entry).is_queued() || self.repairs.later.len() >= REPAIRS_MAX {
+            return;
+        }
+        self.index.get_mut(entry).set_queued(true);
+        self.repairs.later.push_back((self.now.plus(self.settings.reservation_ttl_ms.into()), entry));
+    }
+
+    /// Keys whose copies were given up a while ago get in line.
+    pub(super) fn resume_repairs(&mut self) {
+        while let Some((from, entry)) = self.repairs.later.front().copied()
+            && from <= self.now
+        {
+            self.repairs.later.pop_front();
+            self.repairs.queue.push_back(entry);
+        }
     }
 
     /// Whether a readable key has fewer replicas than it should. Nobody is bringing one.

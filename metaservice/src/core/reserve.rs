@@ -370,6 +370,9 @@ impl Core {
         check_count("reservations", reservations.len())?;
         for id in reservations {
             if let Some(reservation) = self.take_reservation(client, *id) {
+                if reservation.copy {
+                    self.defer_repair(reservation.entry);
+                }
                 let (segment, offset) = (reservation.segment, reservation.offset);
                 let bytes = extent_bytes(reservation.payload_bytes);
                 let records = self.leave_ticket(reservation);

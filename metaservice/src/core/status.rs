@@ -1,11 +1,14 @@
 //! What there is, counted.
 
-use memcache_types::{Incarnation, NodeId};
+use memcache_types::{Incarnation, KeyBatch, NodeId};
 
 use super::Core;
 use super::clock::Millis;
 use super::drain::DrainReport;
 use super::effect::Effect;
+use super::index::Entry;
+use super::lookup::Found;
+use super::slab::Slot;
 
 /// One node, counted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +62,57 @@ pub struct Report {
     pub uptime_ms: u64,
 }
 
+/// One replica, as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ReplicaReport {
+    /// Whose memory it is in.
+    pub node: NodeId,
+    /// The node's name for humans.
+    pub name: Box<str>,
+    /// Where it is.
+    pub found: Found,
+    /// Leases on it.
+    pub leases: u32,
+    /// Its node is being emptied.
+    pub draining: bool,
+}
+
+/// One key, as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct KeyReport {
+    /// Live reservations, copies under way included.
+    pub writers: u32,
+    /// How many replicas there should be.
+    pub wanted: usize,
+    /// Those that can be read.
+    pub replicas: Vec<ReplicaReport>,
+}
+
 impl Core {
+    /// Everything that is known about some keys; nothing of it changes.
+    pub fn info(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Vec<KeyReport> {
+        self.advance(now, effects);
+        keys.iter()
+            .map(|key| self.index.find(key).map_or_else(KeyReport::default, |entry| self.key_report(entry)))
+            .collect()
+    }
+
+    fn key_report(&self, entry: Slot<Entry>) -> KeyReport {
+        let replicas = self.chain(entry).filter_map(|object| {
+            let slot = self.node_of(object)?;
+            let node = &self.nodes[slot];
+            Some(ReplicaReport {
+                node: node.id,
+                name: node.name.clone(),
+                found: self.found(object),
+                leases: self.objects[object].leases,
+                draining: self.is_draining(slot),
+            })
+        });
+        let known = self.index.get(entry);
+        KeyReport { writers: known.writers(), wanted: known.wanted(), replicas: replicas.collect() }
+    }
+
     /// Counts everything.
     pub fn status(&mut self, now: Millis, effects: &mut Vec<Effect>) -> Report {
         self.advance(now, effects);

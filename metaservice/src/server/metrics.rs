@@ -22,7 +22,7 @@ const BUCKET_MIN_S: f64 = 2e-6;
 const BUCKETS: u16 = 20;
 
 /// The requests, in the order of [`rpc_of`].
-const RPCS: [&str; 18] = [
+const RPCS: [&str; 20] = [
     "reserve",
     "seal",
     "abort",
@@ -41,6 +41,8 @@ const RPCS: [&str; 18] = [
     "work",
     "drain",
     "holdings",
+    "info",
+    "renew",
 ];
 
 /// Which request this is; `None` for one this version does not know.
@@ -65,6 +67,8 @@ pub(super) const fn rpc_of(request: &pb::Request) -> Option<usize> {
         request::Body::Work(_) => 15,
         request::Body::Drain(_) => 16,
         request::Body::Holdings(_) => 17,
+        request::Body::Info(_) => 18,
+        request::Body::Renew(_) => 19,
     })
 }
 

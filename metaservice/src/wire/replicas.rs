@@ -1,10 +1,10 @@
 //! Copies and drains, between the wire and the core.
 
 use memcache_proto::pb;
-use memcache_types::{ClientId, Incarnation, LeaseId, NodeId};
+use memcache_types::{ClientId, Incarnation, KeyBatch, LeaseId, NodeId};
 
 use super::{Fault, drain_state};
-use crate::core::{CopyTask, Core, Drain, Effect, Millis};
+use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, ReplicaReport};
 
 pub(super) fn work(
     core: &mut Core,
@@ -18,7 +18,8 @@ pub(super) fn work(
     Ok(pb::WorkReply {
         tasks: found.tasks.into_iter().map(task).collect(),
         lease: found.lease.map_or(0, LeaseId::get),
-        lease_ms: core.settings().lease_ms,
+        // As with any ticket: what begins then has as long again before its space may go elsewhere.
+        lease_ms: core.settings().lease_ms.min(core.settings().reservation_ttl_ms / 2),
         waiting: found.waiting,
     })
 }
@@ -55,4 +56,32 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
         state: drain_state(report),
         objects: report.objects,
     })
+}
+
+pub(super) fn info(core: &mut Core, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> pb::InfoReply {
+    pb::InfoReply { keys: core.info(now, keys, effects).into_iter().map(key_info).collect() }
+}
+
+fn key_info(key: KeyReport) -> pb::KeyInfo {
+    let outcome = match (key.replicas.first(), key.writers) {
+        (Some(_), _) => pb::LocateOutcome::Located,
+        (None, 0) => pb::LocateOutcome::LocateAbsent,
+        (None, _) => pb::LocateOutcome::LocatePending,
+    };
+    let replica = |replica: ReplicaReport| pb::ReplicaInfo {
+        node: replica.node.get(),
+        name: replica.name.into(),
+        segment: replica.found.address.segment().get(),
+        offset: replica.found.address.offset(),
+        generation: replica.found.generation.get(),
+        leases: replica.leases,
+        draining: replica.draining,
+    };
+    pb::KeyInfo {
+        outcome: outcome.into(),
+        payload_bytes: key.replicas.first().map_or(0, |replica| replica.found.payload_bytes),
+        writers: key.writers,
+        wanted: u32::try_from(key.wanted).unwrap_or(0),
+        replicas: key.replicas.into_iter().map(replica).collect(),
+    }
 }

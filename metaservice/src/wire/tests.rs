@@ -97,6 +97,8 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         2 => (pair(), 0u32..5, number()).prop_map(|((node, incarnation), tasks_max, bytes_max)| {
             Body::Work(pb::Work { node, incarnation, tasks_max, bytes_max })
         }),
+        1 => numbers().prop_map(|leases| Body::Renew(pb::Renew { leases })),
+        1 => keys().prop_map(|keys| Body::Info(pb::Info { keys })),
         1 => (number(), 0i32..6).prop_map(|(node, mode)| Body::Drain(pb::Drain { node, mode })),
     ];
     prop_oneof![20 => some.prop_map(Some), 1 => Just(None)]

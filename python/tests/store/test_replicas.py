@@ -183,3 +183,25 @@ def test_preferred_nodes_and_replica_numbers(
             store.drain(nodes["a"], "now")
     with pytest.raises(memcache.ConfigError, match="replica_num"):
         memcache.Store(replica_num=9)
+
+
+def test_info_tells_where_a_key_is(quick_meta: memcache.MetaService, quick_node: Callable[..., Program]) -> None:
+    for name in ("a", "b"):
+        quick_node(f"node_name={name}")
+    with memcache.Store(meta_address=quick_meta.address) as store:
+        store.put("k", b"12345", replica_num=2)
+        found = store.info("k")
+        assert (found["state"], found["payload_bytes"], found["replica_num"]) == ("readable", 5, 2)
+        assert sorted(one["name"] for one in found["replicas"]) == ["a", "b"]
+        assert store.info("x")["state"] == "absent"
+    command = [sys.executable, "-m", "memcache.cli", "info", "--meta-address", quick_meta.address]
+    for arguments in (["k"], ["--hex", "6b"]):
+        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=True)
+        assert "2 of 2 replicas" in done.stdout
+    done = subprocess.run([*command, "k", "--json"], capture_output=True, text=True, timeout=30, check=True)
+    assert json.loads(done.stdout)["replicas"][0]["leases"] == 0
+    done = subprocess.run([*command, "--hex", "xy"], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 2
+    nodes = [*command[:3], "nodes", "--meta-address", quick_meta.address, "--json"]
+    done = subprocess.run(nodes, capture_output=True, text=True, timeout=30, check=True)
+    assert {node["name"]: node["drain"] for node in json.loads(done.stdout)} == {"a": "no", "b": "no"}

@@ -52,6 +52,21 @@ impl Located {
         let all = self.places.iter().flatten().chain(self.others.iter().map(|(_, place)| place));
         all.map(|place| place.extent.segment())
     }
+
+    /// Holds the objects in place for the full time of a lease again. False: that could not be had, and the former time
+    /// goes on.
+    pub fn renew(&mut self, deadline: Instant) -> bool {
+        let body = pb::request::Body::Renew(pb::Renew { leases: vec![self.lease] });
+        let answer = self.book.call(body, deadline);
+        if let Ok(answer) = answer
+            && let pb::reply::Body::Renew(reply) = answer.body
+            && reply.renewed == [1]
+        {
+            self.valid_until = answer.sent + Duration::from_millis(u64::from(reply.lease_ms));
+            return true;
+        }
+        false
+    }
 }
 
 impl Drop for Located {

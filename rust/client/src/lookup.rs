@@ -144,6 +144,19 @@ impl Store {
         }
     }
 
+    /// Everything the book knows about some keys, one a key. Not a use, and no lease.
+    pub fn info(&self, keys: &KeyBatch, deadline: Instant) -> Result<Vec<pb::KeyInfo>, StoreError> {
+        let count = keys.len();
+        let request = request::Body::Info(pb::Info { keys: Some(keys_to_wire(keys)) });
+        self.ask(request, deadline, move |body| match body {
+            reply::Body::Info(reply) => {
+                expect_length("keys", reply.keys.len(), count)?;
+                Ok(Some(reply.keys))
+            }
+            _ => Ok(None),
+        })
+    }
+
     /// Begins to empty a node, changes how, cancels it, or only looks; how far it is. `known` is false where there is no
     /// such node.
     pub fn drain(&self, node: NodeId, mode: pb::drain::Mode, deadline: Instant) -> Result<pb::DrainReply, StoreError> {

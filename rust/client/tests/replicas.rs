@@ -202,3 +202,25 @@ fn replicas_out_of_range_are_refused_by_name() {
         assert_eq!(refused.to_string(), format!("{replicas} replicas; a key has 1 to 8"));
     }
 }
+
+#[test]
+fn a_lease_can_be_renewed_and_read_under() {
+    let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
+    let meta = MetaServer::start(&MetaConfig { listen, lease_ms: 1000, ..MetaConfig::default() }).unwrap();
+    let node = lender(&meta);
+    put(&node, 1, 1);
+    let keys = KeyBatch::from_keys([name(0)]).unwrap();
+    let mut located = node.locate(&keys, soon()).unwrap();
+    for _ in 0..4 {
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(located.renew(soon()));
+    }
+    assert_eq!(status(&node).leases, 1);
+    let mut target = vec![0u8; value(0).len()];
+    let list = ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64);
+    // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
+    let targets = unsafe { Buffers::new(vec![list], Arc::new(())) };
+    assert_eq!(node.read(&located, &keys, &targets, soon()).unwrap(), [GetStatus::Hit]);
+    std::thread::sleep(Duration::from_millis(1100));
+    assert!(!located.renew(soon()), "it is over");
+}

@@ -7,8 +7,8 @@ use memcache_client::lookup::FieldDifference;
 use memcache_client::{Buffers, PutOptions, Store as Client, StoreOptions};
 use memcache_config::StoreConfig;
 use memcache_meta::MetaServer;
-use memcache_proto::pb::DrainState;
 use memcache_proto::pb::drain::Mode;
+use memcache_proto::pb::{DrainState, KeyInfo, LocateOutcome};
 use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
 use numpy::PyArray1;
 use parking_lot::Mutex;
@@ -298,6 +298,21 @@ impl Store {
         Ok(status)
     }
 
+    /// Everything that is known of each key: a dict a key.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn info<'py>(
+        &self,
+        py: Python<'py>,
+        keys: &Bound<'py, PyAny>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Bound<'py, PyList>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let found = py.detach(|| self.client.info(&keys, until)).map_err(|error| store_error(&error))?;
+        let infos = found.iter().map(|info| key_info(py, info)).collect::<PyResult<Vec<_>>>()?;
+        PyList::new(py, infos)
+    }
+
     /// Begins to empty a node ("move" or "drop"), cancels it ("cancel"), or looks ("look"); what there is to know.
     #[pyo3(signature = (node, mode, timeout_ms=None))]
     fn drain<'py>(
@@ -437,6 +452,33 @@ fn node_id(text: &str) -> PyResult<NodeId> {
     let number = u64::from_str_radix(text, 16).ok().filter(|number| *number != 0);
     let want = "want a node id of the pool's status, in hexadecimal";
     number.map(NodeId::new).ok_or_else(|| InvalidArgument::new_err(format!("node {text:?}: {want}")))
+}
+
+fn key_info<'py>(py: Python<'py>, info: &KeyInfo) -> PyResult<Bound<'py, PyDict>> {
+    let replicas = PyList::empty(py);
+    for replica in &info.replicas {
+        let entry = PyDict::new(py);
+        entry.set_item("node", format!("{:x}", replica.node))?;
+        entry.set_item("name", &replica.name)?;
+        entry.set_item("segment", format!("{:x}", replica.segment))?;
+        entry.set_item("offset", replica.offset)?;
+        entry.set_item("generation", format!("{:x}", replica.generation))?;
+        entry.set_item("leases", replica.leases)?;
+        entry.set_item("draining", replica.draining)?;
+        replicas.append(entry)?;
+    }
+    let found = PyDict::new(py);
+    let state = match info.outcome() {
+        LocateOutcome::Located => "readable",
+        LocateOutcome::LocatePending => "being written",
+        LocateOutcome::LocateAbsent | LocateOutcome::LocateUnknown => "absent",
+    };
+    found.set_item("state", state)?;
+    found.set_item("payload_bytes", info.payload_bytes)?;
+    found.set_item("writers", info.writers)?;
+    found.set_item("replica_num", info.wanted)?;
+    found.set_item("replicas", replicas)?;
+    Ok(found)
 }
 
 const fn drain_name(state: DrainState) -> &'static str {

@@ -227,7 +227,10 @@ impl Client {
         let near = net.rng.below(net.scenario.nodes + 1);
         let exclusive = net.rng.chance(30);
         let payload_bytes = lines.iter().map(|lines| payload_of(*lines)).collect();
-        let body = pb::Reserve { keys: keys_to_wire(&keys), payload_bytes, near, exclusive, ..pb::Reserve::default() };
+        let replicas = if net.rng.chance(40) { u32::try_from(net.rng.between(2, 3)).unwrap_or(2) } else { 1 };
+        let preferred = if net.rng.chance(20) { vec![net.rng.between(1, net.scenario.nodes)] } else { Vec::new() };
+        let keys_wire = keys_to_wire(&keys);
+        let body = pb::Reserve { keys: keys_wire, payload_bytes, near, exclusive, replicas, preferred };
         let sent = net.now;
         self.ask(net, request::Body::Reserve(body), Op::Reserve { keys, lines, sent });
     }
@@ -247,7 +250,8 @@ impl Client {
                 self.describe(reach, Copy::Write(writing));
             }
             (Op::Locate { keys, sent }, Some(reply::Body::Locate(located))) => {
-                let reading = Reading::new(&keys, sent, &located);
+                let choice = reach.net.rng.next();
+                let reading = Reading::new(&keys, sent, &located, choice);
                 self.describe(reach, Copy::Read(reading));
             }
             (Op::Describe(copy), Some(reply::Body::Describe(described))) => {
@@ -260,7 +264,7 @@ impl Client {
             }
             (Op::Seal { keys }, Some(reply::Body::Seal(sealed))) => {
                 let stored = sealed.outcomes.iter().filter(|outcome| is(**outcome, SealOutcome::Sealed.into())).count();
-                if self.probe == Probe::Put && stored == keys {
+                if self.probe == Probe::Put && stored > 0 && keys > 0 {
                     self.probe = Probe::Get;
                 }
                 self.pause(reach.net);
@@ -311,7 +315,11 @@ fn place_of(descriptor: &[u8]) -> Option<Place> {
 fn tickets(keys: &[u64], lines: &[u64], sent: u64, reply: &pb::ReserveReply) -> Writing {
     let granted =
         reply.outcomes.iter().enumerate().filter(|(_, outcome)| is(**outcome, ReserveOutcome::Reserved.into()));
-    let tickets = granted.zip(0..).map(|((index, _), at)| {
+    let each = granted.zip(0..).flat_map(|((index, _), at)| {
+        let at: usize = at;
+        std::iter::repeat_n(index, reply.replicas.get(at).map_or(1, |count| usize::from(*count)))
+    });
+    let tickets = each.zip(0..).map(|(index, at)| {
         let at: usize = at;
         let piece = Piece {
             key: keys[index],
@@ -326,17 +334,25 @@ fn tickets(keys: &[u64], lines: &[u64], sent: u64, reply: &pb::ReserveReply) -> 
 }
 
 impl Reading {
-    fn new(keys: &[u64], sent: u64, reply: &pb::LocateReply) -> Self {
+    /// Reads one of the replicas of each key.
+    fn new(keys: &[u64], sent: u64, reply: &pb::LocateReply, choice: u64) -> Self {
         let found =
             reply.outcomes.iter().enumerate().filter(|(_, outcome)| is(**outcome, LocateOutcome::Located.into()));
         let pieces = found.zip(0..).map(|((index, _), at)| {
             let at: usize = at;
+            let mut places = vec![(reply.segments[at], reply.offsets[at], reply.generations[at])];
+            let others = (0..reply.other_of.len()).filter(|other| reply.other_of[*other] as usize == at);
+            places.extend(others.map(|other| {
+                (reply.other_segments[other], reply.other_offsets[other], reply.other_generations[other])
+            }));
+            let chosen = usize::try_from(choice % places.len() as u64).unwrap_or(0);
+            let (segment, offset, generation) = places[chosen];
             Piece {
                 key: keys[index],
-                segment: reply.segments[at],
-                first: reply.offsets[at] / LINE_BYTES,
+                segment,
+                first: offset / LINE_BYTES,
                 lines: extent_bytes(reply.payload_bytes[at]) / LINE_BYTES,
-                generation: reply.generations[at],
+                generation,
             }
         });
         Self::of(pieces.collect(), reply.lease, sent + u64::from(reply.lease_ms))

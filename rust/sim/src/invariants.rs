@@ -7,6 +7,7 @@ pub mod incarnation;
 pub mod leases;
 pub mod overlap;
 pub mod reclaim;
+pub mod replicas;
 pub mod rest;
 pub mod settled;
 

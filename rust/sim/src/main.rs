@@ -24,7 +24,7 @@ struct Args {
 fn main() -> ExitCode {
     let args = Args::parse();
     let started = Instant::now();
-    let (mut hits, mut caught) = (0, 0);
+    let (mut hits, mut caught, mut copied) = (0, 0, 0);
     for seed in args.first..args.first.saturating_add(args.seeds) {
         let ended = if args.trace { replay(seed, Sabotage::None) } else { run(seed, Sabotage::None) };
         for line in &ended.trace {
@@ -36,6 +36,7 @@ fn main() -> ExitCode {
         }
         hits += ended.hits;
         caught += ended.caught_by_checksum;
+        copied += ended.copied;
     }
     let seconds = started.elapsed().as_secs_f64();
     println!(
@@ -44,5 +45,6 @@ fn main() -> ExitCode {
         f64::from(u32::try_from(args.seeds).unwrap_or(u32::MAX)) / seconds
     );
     println!("{hits} hits, all with the right bytes; {caught} reads were misses by their checksum alone");
+    println!("{copied} copies became replicas");
     ExitCode::SUCCESS
 }

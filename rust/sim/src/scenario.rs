@@ -22,6 +22,8 @@ pub enum Sabotage {
     ClockStopped,
     /// Tickets name the beginning of their segment.
     OffsetsLost,
+    /// Nodes are never told that there are copies to make.
+    WorkNotTold,
     /// Once found, a key is said to be there for ever.
     LocateRemembered,
 }

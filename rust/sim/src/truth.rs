@@ -29,6 +29,10 @@ impl Promise {
 pub struct Truth {
     /// Key of every writing.
     pub key_of: BTreeMap<u64, u64>,
+    /// The put that the bytes of a writing come from: copies have that of what they copied.
+    pub origin_of: BTreeMap<u64, u64>,
+    /// Copies that became replicas.
+    pub copied: u64,
     /// Every number ever issued.
     pub issued: BTreeSet<u64>,
     /// Tickets whose writer may still write, by generation.

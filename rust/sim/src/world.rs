@@ -2,11 +2,12 @@
 
 use memcache_meta::core::{Core, Millis};
 use memcache_meta::wire;
+use memcache_proto::pb::drain::Mode;
 use memcache_proto::pb::{self, failure, reply, request};
 use memcache_types::Epoch;
 
 use crate::client::{Client, Reach, keys_to_wire};
-use crate::invariants::{Violation, hold, settled};
+use crate::invariants::{Violation, hold, replicas, settled};
 use crate::ledger::Ledger;
 use crate::memory::Memories;
 use crate::net::{Actor, Event, Net};
@@ -54,6 +55,8 @@ pub struct Ended {
     pub hits: u64,
     /// Reads that only the checksum turned into misses.
     pub caught_by_checksum: u64,
+    /// Copies that became replicas.
+    pub copied: u64,
 }
 
 impl World {
@@ -102,6 +105,7 @@ impl World {
             trace: self.net.trace.into_lines(),
             hits: self.truth.hits,
             caught_by_checksum: self.truth.caught_by_checksum,
+            copied: self.truth.copied,
         }
     }
 
@@ -110,7 +114,9 @@ impl World {
         match event {
             Event::Wake(Actor::Node(index), wake) => self.nodes[index].on_wake(&mut self.net, wake),
             Event::Wake(Actor::Client(index), wake) => self.clients[index].on_wake(&mut reach, wake)?,
-            Event::Reply(Actor::Node(index), answer) => self.nodes[index].on_reply(&mut self.net, &answer),
+            Event::Reply(Actor::Node(index), answer) => {
+                self.nodes[index].on_reply(&mut reach, &self.ledger.segments, &answer);
+            }
             Event::Reply(Actor::Client(index), answer) => self.clients[index].on_reply(&mut reach, answer),
             Event::Request(from, life, request) => {
                 if life == self.net.book_life && self.book.is_some() {
@@ -126,8 +132,14 @@ impl World {
             Event::NodeUp(index) => self.start_node(index),
             Event::Calm => self.calm(),
             Event::Settled => {
-                if let Some(status) = self.look()?.1 {
+                if let (Some(infos), Some(status)) = self.look()? {
                     settled::check_leaks(&status, self.nodes.len())?;
+                    let high = self.net.scenario.settings.high_watermark_ppm;
+                    // Where late writers may damage objects there may be nothing to copy from.
+                    let sound = !self.net.scenario.checksum;
+                    for (key, info) in self.keys.iter().zip(&infos.keys).filter(|_| sound) {
+                        replicas::check_restored(&self.ledger, *key, info, high)?;
+                    }
                 }
                 for client in &mut self.clients {
                     client.start_probe(&mut self.net);
@@ -196,24 +208,24 @@ impl World {
     }
 
     /// Asks the book for everything.
-    fn look(&mut self) -> Result<(Option<pb::ExistReply>, Option<pb::StatusReply>), Violation> {
+    fn look(&mut self) -> Result<(Option<pb::InfoReply>, Option<pb::StatusReply>), Violation> {
         let told = self.told_now();
         let Some(core) = &mut self.book else { return Ok((None, None)) };
         let mut ask = |body| {
             let request = pb::Request { request_id: 0, client: 0, body: Some(body) };
             wire::serve(core, told, request, &mut Vec::new()).body
         };
-        let exist = ask(request::Body::Exist(pb::Exist { keys: keys_to_wire(&self.keys) }));
+        let infos = ask(request::Body::Info(pb::Info { keys: keys_to_wire(&self.keys) }));
         let status = ask(request::Body::Status(pb::Status {}));
-        match (exist, status) {
-            (Some(reply::Body::Exist(exist)), Some(reply::Body::Status(status))) => Ok((Some(exist), Some(status))),
+        match (infos, status) {
+            (Some(reply::Body::Info(infos)), Some(reply::Body::Status(status))) => Ok((Some(infos), Some(status))),
             other => Err(Violation { rule: "refused", what: format!("a look was answered with {other:?}") }),
         }
     }
 
     fn audit(&mut self) -> Result<(), Violation> {
-        if let (Some(exist), Some(status)) = self.look()? {
-            self.ledger.audit(&self.keys, &exist, &status)?;
+        if let (Some(infos), Some(status)) = self.look()? {
+            self.ledger.audit(&self.truth, &self.keys, &infos, &status)?;
         }
         Ok(())
     }
@@ -251,12 +263,25 @@ impl World {
                 self.net.after(ms / 3, Event::BookUp);
             }
             7 if jumps => self.ahead += ms * 4,
+            7 if node_faults => {
+                let mode = [Mode::Move, Mode::Move, Mode::Drop, Mode::Cancel][usize::try_from(ms % 4).unwrap_or(0)];
+                self.drain(index, mode);
+            }
             _ => {}
         }
     }
 
+    /// Somebody has a node emptied, or no longer.
+    fn drain(&mut self, index: usize, mode: Mode) {
+        let drain = pb::Drain { node: self.nodes[index].id(), mode: mode.into() };
+        self.net.ask(Actor::Client(0), 0, request::Body::Drain(drain));
+    }
+
     fn calm(&mut self) {
         self.net.calm = true;
+        for index in 0..self.nodes.len() {
+            self.drain(index, Mode::Cancel);
+        }
         self.net.cut_off.clear();
         self.net.slow.clear();
         for index in 0..self.nodes.len() {
@@ -280,6 +305,7 @@ fn lie(
 ) {
     match (sabotage, asked, body) {
         (Sabotage::NoRest, _, reply::Body::Reserve(reply)) => reply.ttl_ms *= 3,
+        (Sabotage::WorkNotTold, _, reply::Body::Heartbeat(reply)) => reply.work = false,
         (Sabotage::OffsetsLost, _, reply::Body::Reserve(reply)) => reply.offsets.fill(0),
         (Sabotage::LeasesForgotten, _, reply::Body::Locate(reply)) => {
             let release = request::Body::Release(pb::Release { leases: vec![reply.lease] });

@@ -43,3 +43,13 @@ fn tickets_for_the_same_place_are_found() {
 fn answers_from_another_time_send_readers_to_old_memory() {
     assert!(found(Sabotage::LocateRemembered).contains("incarnation"));
 }
+
+#[test]
+fn replicas_that_nobody_makes_again_are_found() {
+    assert!(found(Sabotage::WorkNotTold).contains("replicas"));
+}
+
+#[test]
+fn copies_are_made_in_these_worlds() {
+    assert!((0..200).map(|seed| run(seed, Sabotage::None).copied).sum::<u64>() > 50);
+}

@@ -132,3 +132,19 @@ fn numbers_in_one_request_are_bounded() {
         assert!(matches!(refused, Refusal::Limit { found: 65_537, limit: 65_536, .. }), "{refused}");
     }
 }
+
+#[test]
+fn a_lease_is_renewed_by_its_holder_only_and_while_it_lasts() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    let lease = pool.locate(ALICE, &["a"]).lease.expect("a lease").get();
+    let renew = |pool: &mut Pool, client| pool.with(|core, now, effects| core.renew(now, client, &[lease, 7], effects));
+    pool.pass(LEASE - 1);
+    assert_eq!(renew(&mut pool, BOB).unwrap(), [false, false]);
+    assert_eq!(renew(&mut pool, ALICE).unwrap(), [true, false]);
+    pool.pass(LEASE - 1);
+    assert_eq!(pool.status().leases, 1, "it lasts for its full time again");
+    pool.pass(1);
+    assert_eq!(pool.status().leases, 0);
+    assert_eq!(renew(&mut pool, ALICE).unwrap(), [false, false], "what is over stays over");
+}

@@ -259,3 +259,34 @@ fn a_drain_can_be_cancelled() {
     pool.put_replicas(&["b"], 100, 1, &[1]);
     assert_eq!(pool.nodes_of("b"), [1]);
 }
+
+#[test]
+fn everything_about_a_key_is_told_and_nothing_changes() {
+    let mut pool = Pool::new(&[MIB; 3]);
+    pool.put_replicas(&["a"], 100, 2, &[1, 2]);
+    pool.reserve_replicas(BOB, &["w"], 100, 1, &[]);
+    let lease = pool.locate(BOB, &["a"]).lease;
+    pool.drain(2, Some(Drain::Move));
+    let keys = batch(&["a", "w", "x"]);
+    let infos = pool.with(|core, now, effects| core.info(now, &keys, effects));
+    let nodes: Vec<(u64, u32, bool)> =
+        infos[0].replicas.iter().map(|one| (one.node.get(), one.leases, one.draining)).collect();
+    assert_eq!((infos[0].wanted, nodes), (2, vec![(2, 1, true), (1, 1, false)]));
+    assert_eq!((infos[1].writers, infos[1].replicas.len()), (1, 0));
+    assert_eq!(infos[2], KeyReport::default());
+    pool.release(BOB, lease);
+}
+
+#[test]
+fn a_copy_that_its_maker_gives_up_has_time() {
+    let mut pool = Pool::new(&[MIB; 3]);
+    pool.put_replicas(&["a", "b"], 100, 2, &[1, 2]);
+    pool.leave(2, 1).unwrap();
+    let work = pool.work(3);
+    assert_eq!(work.tasks.len(), 2);
+    pool.abort(ClientId::new(103), work.tasks[0].ticket);
+    assert_eq!(pool.seal(ClientId::new(103), &[work.tasks[1].ticket]), [Sealed]);
+    assert_eq!((pool.work(3).tasks.len(), pool.status().repairs_waiting), (0, 1));
+    pool.pass(TTL);
+    assert_eq!(pool.repair(3), 1);
+}
