@@ -109,6 +109,23 @@ SIM_ARGS ?= --seeds 100000
 sim: ## 100,000 seeds of the simulated pool, for the night (SIM_ARGS="--seeds 1 --first 42 --trace" replays one)
 	cargo run --release -p memcache-sim -- $(SIM_ARGS)
 
+FAULTS ?= 10000
+FAULTS_SEED ?= 1
+
+.PHONY: faults
+faults: ## 10,000 random faults between a TCP link and its server (FAULTS=500 FAULTS_SEED=7)
+	FAULTS=$(FAULTS) FAULTS_SEED=$(FAULTS_SEED) cargo test --release -p memcache-transport --test faults -- --nocapture
+
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS := request reply descriptor session replies wire
+
+.PHONY: fuzz
+fuzz: ## every decoder of bytes from the network under cargo-fuzz, FUZZ_SECONDS=60 each; installs cargo-fuzz if missing
+	cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
+	cd fuzz && for target in $(FUZZ_TARGETS); do mkdir -p found/$$target && \
+		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target found/$$target corpus/$$target -- \
+			-max_total_time=$(FUZZ_SECONDS) -timeout=15 || exit 1; done
+
 .PHONY: fix
 fix: setup ## rewrite what formatters and linters can
 	cargo fmt --all

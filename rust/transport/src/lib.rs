@@ -18,6 +18,8 @@ pub mod descriptor;
 pub mod error;
 pub mod fabric;
 pub mod fault;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 pub mod host;
 pub mod link;
 mod mapped;

@@ -23,20 +23,20 @@ pub(super) const NO_TRAILER: [u8; TRAILER_LEN] = [0; TRAILER_LEN];
 
 /// One request.
 #[derive(Clone, Debug)]
-pub(super) struct Job<'a> {
-    pub(super) op: Op,
-    pub(super) extent: Option<Extent>,
+pub(crate) struct Job<'a> {
+    pub(crate) op: Op,
+    pub(crate) extent: Option<Extent>,
     /// Where in the extent the payload of this request starts.
-    pub(super) start: u64,
-    pub(super) local: Cow<'a, ScatterList>,
-    pub(super) ending: Ending<'a>,
+    pub(crate) start: u64,
+    pub(crate) local: Cow<'a, ScatterList>,
+    pub(crate) ending: Ending<'a>,
     /// Whether to make the CRC-32C of the payload.
-    pub(super) summed: bool,
+    pub(crate) summed: bool,
 }
 
 /// What follows the payload of a write.
 #[derive(Clone, Copy, Debug)]
-pub(super) enum Ending<'a> {
+pub(crate) enum Ending<'a> {
     /// Nothing: it is no write.
     Nothing,
     /// These bytes.
@@ -47,26 +47,26 @@ pub(super) enum Ending<'a> {
 
 /// What a request brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Arrived {
+pub(crate) struct Arrived {
     /// What a read found behind the payload.
-    pub(super) trailer: [u8; TRAILER_LEN],
+    pub(crate) trailer: [u8; TRAILER_LEN],
     /// CRC-32C of the payload, if it was asked for.
-    pub(super) sum: u32,
+    pub(crate) sum: u32,
 }
 
 /// Result of one request.
-pub(super) type Outcome = Result<Arrived, TransportError>;
+pub(crate) type Outcome = Result<Arrived, TransportError>;
 
 /// A connection that has been opened, with the next free request id.
 #[derive(Debug)]
-pub(super) struct Connection {
-    pub(super) socket: OwnedFd,
-    pub(super) next_id: u64,
+pub(crate) struct Connection {
+    pub(crate) socket: OwnedFd,
+    pub(crate) next_id: u64,
 }
 
 /// One connection and the jobs it carries.
 #[derive(Debug)]
-pub(super) struct Lane<'a> {
+pub(crate) struct Lane<'a> {
     connection: Connection,
     jobs: Vec<Job<'a>>,
     common: Common,
@@ -78,7 +78,7 @@ pub(super) struct Lane<'a> {
 }
 
 impl<'a> Lane<'a> {
-    pub(super) fn new(connection: Connection, jobs: Vec<Job<'a>>, token: u128, deadline: Instant) -> Self {
+    pub(crate) fn new(connection: Connection, jobs: Vec<Job<'a>>, token: u128, deadline: Instant) -> Self {
         let first_id = connection.next_id;
         Self {
             connection,
@@ -109,7 +109,7 @@ impl<'a> Lane<'a> {
     }
 
     /// What became of each job, and of the connection: itself, if it can be used again, and otherwise why not.
-    pub(super) fn finish(mut self) -> (Vec<Outcome>, Result<Connection, TransportError>) {
+    pub(crate) fn finish(mut self) -> (Vec<Outcome>, Result<Connection, TransportError>) {
         let rest = self.failed.clone().unwrap_or(TransportError::PeerGone);
         let outcomes = self.outcomes.into_iter().map(|outcome| outcome.unwrap_or(Err(rest.clone()))).collect();
         self.connection.next_id = self.common.first_id + self.jobs.len() as u64;
@@ -132,7 +132,7 @@ impl<'a> Lane<'a> {
 /// # Safety
 /// The pieces of all read jobs are writable and unshared, those of all write jobs readable and unwritten, until
 /// this returns.
-pub(super) unsafe fn drive(lanes: &mut [Lane<'_>], parallel: bool, deadline: Instant) {
+pub(crate) unsafe fn drive(lanes: &mut [Lane<'_>], parallel: bool, deadline: Instant) {
     if parallel && let Some((own, others)) = lanes.split_first_mut() {
         thread::scope(|scope| {
             for lane in others {

@@ -17,11 +17,11 @@
 
 pub(crate) mod client;
 mod deal;
-mod exchange;
+pub(crate) mod exchange;
 pub(crate) mod frame;
 mod receiving;
 mod sending;
 pub(crate) mod server;
-mod session;
+pub(crate) mod session;
 mod stream;
 mod sum;
