@@ -255,6 +255,10 @@ impl<'l, 'a> Run<'l, 'a> {
                         self.outcomes[job].get_or_insert_with(|| Err(failure.own()));
                         break failure;
                     }
+                    // However quickly completions follow each other.
+                    if !self.is_idle() && Instant::now() >= deadline {
+                        break Failure::Deadline;
+                    }
                 }
                 Ok(Woken::Deadline) => break Failure::Deadline,
                 Ok(Woken::HungUp) => break Failure::PeerGone,
@@ -264,6 +268,11 @@ impl<'l, 'a> Run<'l, 'a> {
         // SAFETY: by contract.
         unsafe { self.drain() };
         Some(failure)
+    }
+
+    /// Whether all operations that were begun are over.
+    fn is_idle(&self) -> bool {
+        self.posted.is_empty() && self.current.is_none() && self.arrived.is_empty()
     }
 
     /// Makes requests while there is room and hands them over.

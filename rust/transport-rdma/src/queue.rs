@@ -232,16 +232,16 @@ impl Queue {
                 return Ok(Woken::Completed);
             }
             let left = deadline.saturating_duration_since(Instant::now());
-            match self.sleep(control, left)? {
-                Some(Woken::Completed) => {}
-                Some(woken) => return Ok(woken),
-                None if left.is_zero() => return Ok(Woken::Deadline),
-                None => {}
+            if left.is_zero() {
+                return Ok(Woken::Deadline);
+            }
+            if let Some(woken) = self.sleep(control, left)? {
+                return Ok(woken);
             }
         }
     }
 
-    /// Sleeps until the channel or the control connection has something; `None` after `left`.
+    /// Sleeps until the channel has something, or for `left`. Something else if that ends the wait.
     fn sleep(&mut self, control: Option<BorrowedFd<'_>>, left: Duration) -> io::Result<Option<Woken>> {
         let Some(channel) = self.channel else { return Ok(Some(Woken::Deadline)) };
         // SAFETY: the channel lives as long as `self`; its descriptor with it.
@@ -259,7 +259,7 @@ impl Queue {
             self.acknowledge()?;
             // Before the completions are taken: one that comes in between wakes the next sleep.
             self.arm()?;
-            return Ok(Some(Woken::Completed));
+            return Ok(None);
         }
         Ok(Some(Woken::HungUp))
     }
