@@ -18,6 +18,7 @@ STORE_KEYS = (
     "pool_id",
     "lend_bytes",
     "protocol",
+    "rdma_device",
     "node_name",
     "data_host",
     "timeout_ms",
@@ -27,6 +28,8 @@ STORE_KEYS = (
     "transfer_threads",
     "replica_num",
     "repair_bytes_per_s",
+    "path",
+    "costs",
 )
 """Keys that are handed on to :class:`memcache.StoreConfig` as they are."""
 
