@@ -127,7 +127,18 @@ def memcpy_pieces(shape: Shape, rounds: int) -> list[float]:
 
 def kernel_limits() -> dict[tuple[str, str], dict[str, float]]:
     """GB/s of the copy kernels alone, by shape and direction; empty where there is no cargo."""
-    command = ["cargo", "run", "--quiet", "--release", "-p", "memcache-memory", "--example", "copy_kernels", "--", "limits"]
+    command = [
+        "cargo",
+        "run",
+        "--quiet",
+        "--release",
+        "-p",
+        "memcache-memory",
+        "--example",
+        "copy_kernels",
+        "--",
+        "limits",
+    ]
     try:
         done = subprocess.run(command, check=True, capture_output=True, text=True)
     except (OSError, subprocess.CalledProcessError) as error:
@@ -229,7 +240,7 @@ def row(
     return Row(what, shape.name, batch, median, min(speeds), max(speeds), median / large, median / pieces, to_kernel)
 
 
-def run_shm(quick: bool) -> dict[str, Any]:
+def run_shm(quick: bool, only: str | None) -> dict[str, Any]:
     """Shared memory against what memory allows."""
     rounds = 2 if quick else 5
     rows: list[Row] = []
@@ -239,7 +250,7 @@ def run_shm(quick: bool) -> dict[str, Any]:
         Program("memcache.local", "joined", f"meta_address={meta.line.split()[-1]}", "lend_bytes=1536MB"),
     ):
         address = meta.line.split()[-1]
-        for shape in SHAPES:
+        for shape in (one for one in SHAPES if only in (None, one.name)):
             large = statistics.median(memcpy_large(rounds))
             pieces = statistics.median(memcpy_pieces(shape, rounds))
             both = {name: limits.get((shape.name, name), {}) for name in ("gather", "scatter")}
@@ -325,10 +336,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="fewer rounds")
     parser.add_argument("--only", choices=["shm"], help="shared memory alone, in more ways")
+    parser.add_argument("--shape", choices=[shape.name for shape in SHAPES], help="with --only shm: this one alone")
     parser.add_argument("--json", metavar="FILE", help="also write the figures here")
     options = parser.parse_args()
     show(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; medians over calls (lowest-highest)")
-    results = run_shm(options.quick) if options.only == "shm" else run(options.quick)
+    results = run_shm(options.quick, options.shape) if options.only == "shm" else run(options.quick)
     if options.json:
         with open(options.json, "w") as file:
             json.dump(results, file, indent=1)

@@ -297,6 +297,7 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if self._worker is None:
             return KVConnectorTransferResults()
         idle = self.has_connector_metadata() and self._orders().idle
+        self._worker.abandon_loads(finished_req_ids)
         results = self._worker.poll(idle)
         return KVConnectorTransferResults(finished_recving=results.finished, failed_recving=results.failed)
 

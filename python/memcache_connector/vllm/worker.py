@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -186,6 +186,19 @@ class WorkerSide:
                     results.failed.add(req_id)
         return results
 
+    def abandon_loads(self, req_ids: Iterable[str]) -> None:
+        """Stop loads of requests that have ended meanwhile: nobody will read those blocks. Does not wait; :meth:`poll`
+        reports them as soon as nothing can be written to them any more."""
+        import memcache
+
+        for req_id in req_ids:
+            for part in self._loads.get(req_id, ()):
+                if part.completion is not None and not part.done():
+                    try:
+                        part.completion.cancel(timeout_ms=0)
+                    except memcache.MemCacheError as error:
+                        logger.debug("a load of request %s cannot be cancelled: %s", req_id, error)
+
     def _linger(self) -> None:
         under_way = [part for parts in (*self._loads.values(), *self._saves.values()) for part in parts]
         if under_way and not any(part.done() for part in under_way):
@@ -200,11 +213,12 @@ class WorkerSide:
             statuses = part.statuses()
             loaded = int(np.count_nonzero(statuses == memcache.GetStatus.HIT))
             missed = int(np.count_nonzero(statuses == memcache.GetStatus.MISS))
+            cancelled = int(np.count_nonzero(statuses == memcache.GetStatus.CANCELLED))
             self.counters.add(
                 loaded_blocks=loaded,
                 loaded_bytes=loaded * part.block_bytes,
                 load_misses=missed,
-                load_failures=len(statuses) - loaded - missed,
+                load_failures=len(statuses) - loaded - missed - cancelled,
             )
             self._heard(statuses, part)
             bad.append(part.blocks.block_ids[statuses != memcache.GetStatus.HIT])
@@ -238,6 +252,8 @@ class WorkerSide:
         import memcache
 
         if not len(statuses) or (part.completion is None and self._unusable):
+            return
+        if (statuses == memcache.GetStatus.CANCELLED).all():
             return
         silent = (int(memcache.GetStatus.UNAVAILABLE), int(memcache.GetStatus.TIMEOUT))
         if np.isin(statuses, silent).any():
@@ -275,7 +291,8 @@ class WorkerSide:
         return self.take_report()
 
     def close(self) -> None:
-        """End the connection to the pool; transfers under way are waited for. May be called more than once."""
+        """End the connection to the pool: loads are stopped, saves are waited for. May be called more than once."""
+        self.abandon_loads(list(self._loads))
         if self._store is not None:
             self._store.close()
         self._layouts.clear()

@@ -20,9 +20,14 @@ class Answer:
     def __init__(self) -> None:
         self.value: Any = None
         self.resolved = False
+        self.cancelled = False
 
     def resolve(self, value: Any) -> None:
         self.value, self.resolved = value, True
+
+    def cancel(self, timeout_ms: int | None = None) -> bool:
+        self.cancelled = True
+        return self.resolved
 
     def done(self) -> bool:
         return self.resolved

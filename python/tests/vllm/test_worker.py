@@ -92,6 +92,21 @@ def test_a_load_is_reported_once_when_all_its_parts_are_there() -> None:
     assert side.counters.take().data == {"loaded_blocks": 3, "loaded_bytes": 300}  # type: ignore[union-attr]
 
 
+def test_loads_of_requests_that_ended_are_cancelled_and_reported_when_they_have_stopped() -> None:
+    store = Transfers()
+    side = worker(store, groups=2)
+    side.start_loads(load(blocks(1), blocks(2, group=1)))
+    store.under_way[0].resolve(statuses(HIT))
+    side.abandon_loads({"r", "never seen"})
+    assert [answer.cancelled for answer in store.under_way] == [False, True]
+    assert side.poll(idle=False).finished == set(), "reported while bytes may still land"
+    store.under_way[1].resolve(statuses(int(memcache.GetStatus.CANCELLED)))
+    assert side.poll(idle=False).finished == {"r"}
+    report = side.take_report()
+    assert report is not None
+    assert not report.pool_failed
+
+
 def test_with_one_group_the_bad_blocks_are_named() -> None:
     store = Transfers()
     side = worker(store)
