@@ -174,7 +174,7 @@ def hot(store: memcache.Store, shape: Shape, rounds: int) -> tuple[float, list[f
             gets.append(gigabytes / timed(lambda k=key: check(store.get_blocks(to_layout, k, ids))))
         for _ in range(3):
             memcpy.append(gigabytes / timed(pieces))
-        store.remove(key)
+        store.remove(key[0])
     return statistics.median(memcpy), puts, gets
 
 

@@ -19,8 +19,9 @@ use crate::stats::{Stats, add};
 use crate::tasks::{Task, TaskSet};
 use crate::ways::Way;
 
-/// Below this many bytes a call stays on its thread: waking another one takes about as long as the copy.
-const SPLIT_BYTES_MIN: u64 = 512 << 10;
+/// Below this many bytes a call stays on its thread. Measured (2 cores): with 2 MiB a second thread, woken for it, made
+/// calls 15 % slower; with 8 MiB it makes puts 10 % faster; with 16 MiB both puts and gets.
+const SPLIT_BYTES_MIN: u64 = 4 << 20;
 
 /// Tasks a thread that copies gets on average, so that one that comes late or is interrupted leaves little behind.
 const TASKS_PER_THREAD: u64 = 4;
