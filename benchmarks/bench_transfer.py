@@ -255,8 +255,8 @@ def run_shm(quick: bool, only: str | None) -> dict[str, Any]:
             pieces = statistics.median(memcpy_pieces(shape, rounds))
             both = {name: limits.get((shape.name, name), {}) for name in ("gather", "scatter")}
             show(f"memcpy, one thread: one 512 MiB run {large:.1f} GB/s; the pieces of {shape.name} {pieces:.1f} GB/s")
-            for name, found in both.items():
-                show(f"  copy kernels, {name}: " + ", ".join(f"{what} {rate:.1f}" for what, rate in found.items()))
+            for name, rates in both.items():
+                show(f"  copy kernels, {name}: " + ", ".join(f"{what} {rate:.1f}" for what, rate in rates.items()))
             for threads, checksum in ((0, "off"), (0, "sampled"), (0, "always"), (1, "off"), (1, "always")):
                 with memcache.Store(
                     meta_address=address, protocol="host_shm", checksum=checksum, transfer_threads=threads
@@ -269,8 +269,8 @@ def run_shm(quick: bool, only: str | None) -> dict[str, Any]:
                             rows.append(row(what, shape, batch, found, large, pieces, on_two))
                             show(line(rows[-1]))
                     if checksum != "sampled" and not threads:
-                        memcpy, *speeds = hot(store, shape, rounds)
-                        for name, found in zip(("put", "get"), speeds, strict=True):
+                        memcpy, *hot_speeds = hot(store, shape, rounds)
+                        for name, found in zip(("put", "get"), hot_speeds, strict=True):
                             rows.append(row(f"hot {name} crc={checksum}", shape, 1, found, large, memcpy))
                             show(line(rows[-1]) + f" ({memcpy:.1f}, as hot)")
                     store.remove_all()
