@@ -40,7 +40,9 @@ impl Fault {
     fn into_failure(self) -> pb::Failure {
         let (code, message) = match self {
             Self::Wire(error) => (pb::failure::Code::Invalid, error.to_string()),
-            Self::Refused(refusal @ Refusal::Stale { .. }) => (pb::failure::Code::Stale, refusal.to_string()),
+            Self::Refused(refusal @ (Refusal::Stale { .. } | Refusal::NotLent { .. })) => {
+                (pb::failure::Code::Stale, refusal.to_string())
+            }
             Self::Refused(refusal) => (pb::failure::Code::Invalid, refusal.to_string()),
         };
         pb::Failure { code: code.into(), message }

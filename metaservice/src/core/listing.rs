@@ -77,9 +77,7 @@ impl Core {
         if let Some(found) = lengths.into_iter().find(|found| *found != count) {
             return Err(Refusal::Length { what: "the arrays of the holdings", found, want: count });
         }
-        let Some(slot) = self.lent_segment(holdings)? else {
-            return Ok(Listed { kept: vec![false; count] });
-        };
+        let slot = self.lent_segment(holdings)?;
         let mut kept = Vec::with_capacity(count);
         for (at, key) in holdings.keys.iter().enumerate() {
             let serial = NonZeroU64::new(holdings.generations[at]);
@@ -105,16 +103,18 @@ impl Core {
     }
 
     /// The segment if it is this node's.
-    fn lent_segment(&mut self, holdings: &Holdings<'_>) -> Result<Option<Slot<Segment>>, Refusal> {
+    fn lent_segment(&mut self, holdings: &Holdings<'_>) -> Result<Slot<Segment>, Refusal> {
         let (node, claimed) = (holdings.node, holdings.incarnation);
         self.check_incarnation(node, claimed)?;
-        let Some(slot) = self.segment_ids.get(&holdings.segment).copied() else { return Ok(None) };
+        // Not an answer to the claims: a node clears the records of what is refused.
+        let not_lent = Refusal::NotLent { node, segment: holdings.segment };
+        let Some(slot) = self.segment_ids.get(&holdings.segment).copied() else { return Err(not_lent) };
         let owner = &mut self.nodes[self.segments[slot].node];
         if (owner.id, owner.incarnation) != (node, claimed) {
-            return Ok(None);
+            return Err(not_lent);
         }
         owner.heard = self.now;
-        Ok(Some(slot))
+        Ok(slot)
     }
 
     fn take_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {
@@ -127,7 +127,8 @@ impl Core {
             }
             let known = self.index.get(entry);
             let node = self.segments[segment].node;
-            if known.object.is_some() && (known.origin > claim.origin || self.holds(node, entry)) {
+            let is_there = known.origin > claim.origin || known.origin == claim.origin && self.holds(node, entry);
+            if known.object.is_some() && is_there {
                 return false;
             }
         }

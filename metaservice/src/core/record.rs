@@ -410,8 +410,8 @@ mod checks {
             }
             let ranged = self.stale.iter().filter(|(_, stale)| stale.range.is_some()).count();
             assert_eq!(in_ranges, ranged, "a stale record is in the range it names");
-            let named = |stale: &Stale| if stale.cleared { 0 } else { 1 + usize::from(stale.names.1.is_some()) };
-            let names: usize = self.stale.iter().map(|(_, stale)| named(stale)).sum();
+            let spoken_of = |stale: &Stale| if stale.cleared { 0 } else { 1 + usize::from(stale.names.1.is_some()) };
+            let names: usize = self.stale.iter().map(|(_, stale)| spoken_of(stale)).sum();
             assert_eq!(names, self.stale_names.len());
             let tickets = self.reservations.iter().flat_map(|(_, reservation)| reservation.held.clears.iter());
             let resting = self.quarantine.iter().flat_map(|resting| resting.records.clears.iter());

@@ -1,6 +1,6 @@
 //! Why a whole request is not served.
 
-use memcache_types::{Incarnation, NodeId};
+use memcache_types::{Incarnation, NodeId, SegmentId};
 use thiserror::Error;
 
 /// Why a whole request is not served. Trouble with one key is told in that key's outcome instead.
@@ -45,6 +45,14 @@ pub enum Refusal {
         claimed: Incarnation,
         /// The life that counts.
         current: Incarnation,
+    },
+    /// A node speaks of a segment that is not lent any more: it was dropped meanwhile, and should join again.
+    #[error("node {node}: segment {segment} is not lent")]
+    NotLent {
+        /// The node.
+        node: NodeId,
+        /// The segment.
+        segment: SegmentId,
     },
     /// A node that has joined comes again with other memory under the same incarnation.
     #[error("node {node}: incarnation {incarnation} has already joined with other segments")]

@@ -30,6 +30,10 @@ pub(crate) struct Listing {
     kept: HashMap<u32, Generation>,
     /// Writers of an earlier life may write until then.
     rest_until: Instant,
+    /// Objects without checksums are to be told when the memory has rested.
+    looks_again: bool,
+    /// Whatever was not taken up is cleared. Only once: if the answer to "all" is lost, others write here already.
+    swept: bool,
     done: bool,
 }
 
@@ -37,9 +41,20 @@ impl Listing {
     /// What stands in the table now; all other records are cleared.
     pub(crate) fn new(table: &Holdings<'_>, segment: u64, rest_until: Instant) -> Self {
         let started = Instant::now();
-        let holdings = table.scan();
+        // A writer of an earlier life may still be at an object that was evicted for it. Whoever reads that meanwhile sees
+        // it by the checksum; objects that have none wait until the memory has rested.
+        let (holdings, unsummed): (Vec<_>, Vec<_>) = table.scan().into_iter().partition(|holding| holding.summed);
         tracing::info!(objects = holdings.len(), took = ?started.elapsed(), "looked through what this memory holds");
-        Self { segment, holdings, told: 0, kept: HashMap::new(), rest_until, done: false }
+        Self {
+            segment,
+            holdings,
+            told: 0,
+            kept: HashMap::new(),
+            rest_until,
+            looks_again: !unsummed.is_empty(),
+            swept: false,
+            done: false,
+        }
     }
 
     /// Tells what can be told now; when to go on, `None` when all is told. A part that was not answered is told again.
@@ -57,9 +72,17 @@ impl Listing {
         if now < self.rest_until {
             return Some(self.rest_until - now);
         }
+        if std::mem::take(&mut self.looks_again) {
+            self.holdings = member.table().scan().into_iter().filter(|holding| !holding.summed).collect();
+            self.told = 0;
+            return Some(Duration::ZERO);
+        }
         // Nobody writes here now: what stands in the table and was not taken up came from a writer of an earlier life,
         // and the space it speaks of goes to others from now on.
-        member.table().keep_only(&self.kept);
+        if !self.swept {
+            member.table().keep_only(&self.kept);
+            self.swept = true;
+        }
         match self.send(member, &[], true) {
             Ok(_) => {
                 tracing::info!(kept = self.kept.len(), of = self.holdings.len(), "told what this memory holds");

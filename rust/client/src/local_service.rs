@@ -331,6 +331,10 @@ impl Member {
 
     fn join(&self, previous: Option<Epoch>) -> Result<Joined, BookError> {
         let table = self.table();
+        // Whatever becomes of this request and this process: from now on the memory may have been lent.
+        if table.epoch() == 0 {
+            table.set_epoch(SOME_EARLIER_LIFE.get());
+        }
         let join = pb::Join {
             previous_epoch: previous.map_or(0, Epoch::get),
             lists: previous.is_some(),

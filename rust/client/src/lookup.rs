@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb::{self, reply, request};
-use memcache_types::{KeyBatch, NodeId};
+use memcache_types::{Epoch, KeyBatch, NodeId};
 
 use crate::book::{Answer, Book, BookError};
 use crate::completion::{Completion, completion};
@@ -86,14 +86,14 @@ impl Store {
     pub fn remove(&self, keys: &KeyBatch, deadline: Instant) -> Result<Vec<bool>, StoreError> {
         let count = keys.len();
         let request = request::Body::Remove(pb::Remove { keys: Some(keys_to_wire(keys)) });
-        let reply = self.ask(request, deadline, move |body| match body {
+        let (asked_in, reply) = self.ask_in(request, deadline, move |body| match body {
             reply::Body::Remove(reply) => {
                 expect_length("removed", reply.removed.len(), count)?;
                 Ok(Some(reply))
             }
             _ => Ok(None),
         })?;
-        self.inner()?.forget_records(&reply.segments, &reply.offsets, &reply.generations, deadline)?;
+        self.inner()?.forget_records(&reply, asked_in, deadline)?;
         Ok(reply.removed.iter().map(|byte| *byte != 0).collect())
     }
 
@@ -103,11 +103,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::NotForgotten`]: it is removed, but a node cannot be reached to make that last.
     pub fn remove_all(&self, deadline: Instant) -> Result<u64, StoreError> {
-        let reply = self.ask(request::Body::RemoveAll(pb::RemoveAll {}), deadline, |body| match body {
-            reply::Body::RemoveAll(reply) => Ok(Some(reply)),
-            _ => Ok(None),
-        })?;
-        self.inner()?.raise_floors(reply.floor, &reply.segments, &reply.offsets, deadline)?;
+        let (asked_in, reply) =
+            self.ask_in(request::Body::RemoveAll(pb::RemoveAll {}), deadline, |body| match body {
+                reply::Body::RemoveAll(reply) => Ok(Some(reply)),
+                _ => Ok(None),
+            })?;
+        self.inner()?.raise_floors(&reply, asked_in, deadline)?;
         Ok(reply.removed)
     }
 
@@ -173,10 +174,21 @@ impl Store {
         deadline: Instant,
         read: impl FnOnce(reply::Body) -> Result<Option<T>, StoreError>,
     ) -> Result<T, StoreError> {
+        self.ask_in(request, deadline, read).map(|(_, value)| value)
+    }
+
+    /// As `ask`, and says which life of the service answered.
+    fn ask_in<T>(
+        &self,
+        request: request::Body,
+        deadline: Instant,
+        read: impl FnOnce(reply::Body) -> Result<Option<T>, StoreError>,
+    ) -> Result<(Epoch, T), StoreError> {
         let inner = self.inner()?;
         add(&inner.stats.lookups, 1);
         let outcome = inner.book.call(request, deadline);
-        decode(&inner.book, &inner.stats, outcome, read)
+        let epoch = outcome.as_ref().map_or(Epoch::new(0), |answer| answer.epoch);
+        Ok((epoch, decode(&inner.book, &inner.stats, outcome, read)?))
     }
 
     fn ask_async<T: Send + Sync + 'static>(

@@ -6,10 +6,11 @@ use std::time::Instant;
 use memcache_memory::Trailer;
 use memcache_memory::holdings::{RecordHead, floor_trailer, record_payload, record_trailer};
 use memcache_proto::pack::{WireError, expect_length};
+use memcache_proto::pb;
 use memcache_transport::{Link, ReadOp, TransportError, WriteOp};
 use memcache_types::holdings::{FLOOR_BYTES, RECORD_BYTES};
 use memcache_types::limits::TRAILER_LEN;
-use memcache_types::{Extent, Generation, GlobalAddress, KeyDigest, ScatterList, SegmentId};
+use memcache_types::{Epoch, Extent, Generation, GlobalAddress, KeyDigest, ScatterList, SegmentId};
 
 use crate::directory::LinkError;
 use crate::error::StoreError;
@@ -79,55 +80,54 @@ fn clear_if_still(link: &dyn Link, records: &[(Extent, Generation)], deadline: I
 }
 
 impl Inner {
-    /// Clears the records of removed objects, so that no restart of the `MetaService` brings them back.
+    /// Clears the records of removed objects, so that no restart of the `MetaService` brings them back. `asked_in`: the
+    /// life of the service that removed them.
     pub(crate) fn forget_records(
         &self,
-        segments: &[u64],
-        offsets: &[u64],
-        generations: &[u64],
+        removed: &pb::RemoveReply,
+        asked_in: Epoch,
         deadline: Instant,
     ) -> Result<(), StoreError> {
+        let pb::RemoveReply { segments, offsets, generations, .. } = removed;
         expect_length("offsets", offsets.len(), segments.len())?;
         expect_length("generations", generations.len(), segments.len())?;
-        let records = (0..segments.len()).map(|at| {
-            let extent = record_extent(SegmentId::new(segments[at]), offsets[at])?;
-            Ok((extent, Generation::new(generations[at])))
+        let records = segments.iter().zip(offsets).zip(generations).map(|((segment, offset), generation)| {
+            Ok((record_extent(SegmentId::new(*segment), *offset)?, Generation::new(*generation)))
         });
         let records: Vec<(Extent, Generation)> = records.collect::<Result<_, WireError>>()?;
-        self.in_every_segment(
-            &records,
-            |(extent, _)| extent.segment(),
-            deadline,
-            |link, own| clear_if_still(link, own, deadline),
-        )
+        let segment_of = |record: &(Extent, Generation)| record.0.segment();
+        self.in_every_segment(&records, segment_of, asked_in, deadline, |link, own| clear_if_still(link, own, deadline))
     }
 
     /// Writes a floor to every segment, so that no restart of the `MetaService` brings back what is older.
     pub(crate) fn raise_floors(
         &self,
-        floor: u64,
-        segments: &[u64],
-        offsets: &[u64],
+        removed: &pb::RemoveAllReply,
+        asked_in: Epoch,
         deadline: Instant,
     ) -> Result<(), StoreError> {
+        let pb::RemoveAllReply { floor, segments, offsets, .. } = removed;
         expect_length("offsets", offsets.len(), segments.len())?;
         let floors = segments.iter().zip(offsets);
         let floors = floors.map(|(segment, offset)| small_extent(SegmentId::new(*segment), *offset, FLOOR_BYTES));
         let floors: Vec<Extent> = floors.collect::<Result<_, WireError>>()?;
-        let trailer = floor_trailer(Generation::new(floor)).encode();
+        let trailer = floor_trailer(Generation::new(*floor)).encode();
         self.in_every_segment(
             &floors,
             |floor| floor.segment(),
+            asked_in,
             deadline,
             |link, own| put_trailers(link, own, &trailer, deadline),
         )
     }
 
-    /// Does something to items in the segments they belong to. Memory that is gone has nothing left to forget.
+    /// Does something to items in the segments they belong to. The book remembers for memory that is gone, as long as it
+    /// lives itself.
     fn in_every_segment<T: Copy>(
         &self,
         items: &[T],
         segment_of: impl Fn(&T) -> SegmentId + Copy,
+        asked_in: Epoch,
         deadline: Instant,
         act: impl Fn(&dyn Link, &[T]) -> Result<(), TransportError>,
     ) -> Result<(), StoreError> {
@@ -146,6 +146,18 @@ impl Inner {
                 failed.get_or_insert(why);
             }
         }
+        if failed.is_none() && !items.is_empty() && self.life_of_book(deadline)? != asked_in {
+            // A later life may have been told of the objects before they were forgotten, and names segments otherwise.
+            failed = Some("the MetaService restarted meanwhile".to_owned());
+        }
         failed.map_or(Ok(()), |why| Err(StoreError::NotForgotten { why }))
+    }
+
+    /// Which life of the service answers now.
+    fn life_of_book(&self, deadline: Instant) -> Result<Epoch, StoreError> {
+        let nothing = pb::request::Body::Describe(pb::Describe { segments: Vec::new() });
+        self.book.call(nothing, deadline).map(|answer| answer.epoch).map_err(|error| StoreError::NotForgotten {
+            why: format!("the MetaService does not say that it is still the same: {error}"),
+        })
     }
 }

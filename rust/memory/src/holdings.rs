@@ -101,6 +101,8 @@ pub struct Holding {
     pub origin: Generation,
     /// How many replicas its key should have.
     pub wanted: u32,
+    /// Whether its trailer carries a checksum of the payload.
+    pub summed: bool,
     /// Its key.
     pub key: Box<[u8]>,
 }
@@ -216,10 +218,13 @@ impl<'a> Holdings<'a> {
         let floor = self.floor();
         let mut found: Vec<Holding> = Vec::new();
         for record in 0..self.shape.place.records {
-            match self.read(record) {
-                Some(holding) if holding.origin.get() > floor && self.is_there(&holding) => found.push(holding),
-                Some(_) => self.clear(record),
-                None => {}
+            let Some(mut holding) = self.read(record) else { continue };
+            match self.object_of(&holding).filter(|_| holding.origin.get() > floor) {
+                Some(trailer) => {
+                    holding.summed = trailer.checksum != Checksum::None;
+                    found.push(holding);
+                }
+                None => self.clear(record),
             }
         }
         let mut kept = without_overlaps(found, |record| self.clear(record));
@@ -293,18 +298,19 @@ impl<'a> Holdings<'a> {
             generation: trailer.generation,
             origin: Generation::new(number(16)),
             wanted: u32::try_from(number(24)).unwrap_or(1),
+            summed: false,
             key: key.into(),
         })
     }
 
-    /// Whether the object that a record speaks of stands where it says.
-    fn is_there(&self, holding: &Holding) -> bool {
+    /// The trailer of the object that a record speaks of, if it stands where it says.
+    fn object_of(&self, holding: &Holding) -> Option<Trailer> {
         let bytes = extent_bytes(holding.payload_bytes);
         let is_inside = holding.payload_bytes <= OBJECT_BYTES_MAX
             && holding.offset.is_multiple_of(EXTENT_ALIGN)
             && holding.offset.checked_add(bytes).is_some_and(|end| end <= self.shape.lent_bytes);
         let extent = if is_inside { self.extent(holding.offset, bytes) } else { None };
-        extent.and_then(|extent| Trailer::decode(&extent.load_trailer())).is_some_and(|found| {
+        extent.and_then(|extent| Trailer::decode(&extent.load_trailer())).filter(|found| {
             (found.generation, found.payload_bytes, found.digest)
                 == (holding.generation, holding.payload_bytes, KeyDigest::of(&holding.key))
         })

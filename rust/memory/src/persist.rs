@@ -74,7 +74,7 @@ impl Persisted {
         let shape = Shape::new(bytes, options.records, page);
         let fd = file.open_again(&status)?;
         let size = u64::try_from(status.st_size).unwrap_or(0);
-        let segment = if size == 0 { file.make(fd, &shape, memory)? } else { file.map(fd, size, memory)? };
+        let segment = if size == 0 { file.make(fd, &shape, *memory)? } else { file.map(fd, size, *memory)? };
         let found = if size == 0 { Err(NotASegment::Blank) } else { identity(segment.region()) };
         let identity = match found {
             Ok(found) => file.accept(found, &shape, options.records)?,
@@ -169,7 +169,7 @@ impl Kept<'_> {
     }
 
     /// Gives a new file its length and its memory. A file that cannot have all of it stays empty.
-    fn make(&self, fd: OwnedFd, shape: &Shape, memory: &SegmentOptions) -> Result<Segment, MemoryError> {
+    fn make(&self, fd: OwnedFd, shape: &Shape, memory: SegmentOptions) -> Result<Segment, MemoryError> {
         let bytes = shape.region_bytes;
         ftruncate(&fd, bytes).map_err(self.failed("ftruncate"))?;
         let copy = fd.try_clone().map_err(|error| self.error(format!("dup: {error}")))?;
@@ -178,7 +178,7 @@ impl Kept<'_> {
         })
     }
 
-    fn map(&self, fd: OwnedFd, bytes: u64, memory: &SegmentOptions) -> Result<Segment, MemoryError> {
+    fn map(&self, fd: OwnedFd, bytes: u64, memory: SegmentOptions) -> Result<Segment, MemoryError> {
         loop {
             match fallocate(&fd, FallocateFlags::empty(), 0, bytes) {
                 Ok(()) => break,

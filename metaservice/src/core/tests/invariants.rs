@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::list::Linked;
+use crate::core::record::RecordSlot;
 use crate::core::slab::Slot;
 use crate::core::{Core, List, Slab};
 use memcache_types::extent_bytes;
@@ -70,7 +71,7 @@ impl Core {
             let tickets = self.reservations.iter().filter(|(_, reservation)| reservation.segment == slot);
             let tickets = tickets.filter_map(|(_, reservation)| reservation.held.own_slot());
             let stale = self.stale.iter().filter(|(_, stale)| stale.segment() == slot).map(|(_, stale)| stale.slot());
-            let mut numbers: Vec<u32> = objects.chain(tickets).chain(stale).map(|slot| slot.number()).collect();
+            let mut numbers: Vec<u32> = objects.chain(tickets).chain(stale).map(RecordSlot::number).collect();
             numbers.extend(segment.table.free_numbers());
             numbers.sort_unstable();
             let all: Vec<u32> = (0..segment.table.place.records).collect();

@@ -121,12 +121,12 @@ fn claims_that_cannot_be_are_refused_one_by_one() {
     assert_eq!(kept.iter().position(|kept| *kept), Some(0));
     assert_eq!(kept.iter().filter(|kept| **kept).count(), 1, "{kept:?}");
     let other = SegmentId::new(segment.get() + 1);
-    assert_eq!(pool.list(1, other, &[object("elsewhere", 0, 8, 4)], false), [false]);
+    let keys = batch(&["k"]);
     let short = Holdings {
         node: NodeId::new(1),
         incarnation: Incarnation::new(1),
         segment,
-        keys: &batch(&["k"]),
+        keys: &keys,
         offsets: &[],
         payload_bytes: &[1],
         generations: &[1],
@@ -137,7 +137,15 @@ fn claims_that_cannot_be_are_refused_one_by_one() {
     };
     let refused = pool.with(|core, now, effects| core.take_holdings(now, &short, effects));
     assert!(matches!(refused, Err(Refusal::Length { .. })), "{refused:?}");
-    let stale = Holdings { incarnation: Incarnation::new(0), offsets: &[0], ..short };
+    let whole = Holdings { offsets: &[0], ..short };
+    for strange in [Holdings { segment: other, ..whole }, Holdings { node: NodeId::new(2), ..whole }] {
+        let refused = pool.with(|core, now, effects| core.take_holdings(now, &strange, effects));
+        assert!(
+            matches!(refused, Err(Refusal::NotLent { .. })),
+            "a node clears what is refused one by one: {refused:?}"
+        );
+    }
+    let stale = Holdings { incarnation: Incarnation::new(0), ..whole };
     let refused = pool.with(|core, now, effects| core.take_holdings(now, &stale, effects));
     assert!(matches!(refused, Err(Refusal::Stale { .. })), "{refused:?}");
 }
@@ -150,8 +158,13 @@ fn of_two_objects_of_one_key_the_later_put_one_stays() {
     assert_eq!(pool.list(2, second, &[object("k", 64, 9, 0)], true), [true]);
     assert_eq!(pool.locate(BOB, &["k"]).found[0].generation.get(), 9);
     let third = pool.rejoin(3, 0).segments[0];
-    assert_eq!(pool.list(3, third, &[object("k", 0, 8, 0)], true), [false]);
-    assert_eq!(pool.used_bytes(), extent_bytes(100));
+    let (older, newer) = (object("k", 0, 8, 0), object("k", 4096, 10, 1));
+    assert_eq!(pool.list(3, third, &[older, newer], true), [false, true]);
+    let fourth = pool.rejoin(4, 0).segments[0];
+    let (older, newer) = (object("k", 0, 11, 0), object("k", 4096, 12, 1));
+    assert_eq!(pool.list(4, fourth, &[older, newer], true), [true, true], "also on one node");
+    assert_eq!(pool.locate(BOB, &["k"]).found[0].generation.get(), 12);
+    assert_eq!((pool.status().objects, pool.status().replicas), (1, 1));
 }
 
 #[test]
