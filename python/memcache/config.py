@@ -65,14 +65,14 @@ class StoreConfig:
     """Threads that copy for one call; 0: as many as cores, at most 4."""
 
     @classmethod
-    def load(cls, path: PathLike | None = None, **overrides: Any) -> StoreConfig:
-        """Settings from, later ones winning: defaults, the file ``path`` (or the one ``MEMCACHE_CONFIG`` names), the
+    def load(cls, file: PathLike | None = None, /, **overrides: Any) -> StoreConfig:
+        """Settings from, later ones winning: defaults, ``file`` (or the one ``MEMCACHE_CONFIG`` names), the
         environment (``MEMCACHE_META_ADDRESS``, ``MEMCACHE_LEND_BYTES``, ...), ``overrides``.
 
         Raises :class:`memcache.ConfigError` naming the source, the key and what is allowed; an unknown key is told
         with the nearest known one.
         """
-        settings = dict(_core.store_settings(os.fspath(path) if path is not None else None, as_overrides(overrides)))
+        settings = dict(_core.store_settings(os.fspath(file) if file is not None else None, as_overrides(overrides)))
         values: dict[str, Any] = {}
         for entry in fields(cls):
             text = settings[entry.name]

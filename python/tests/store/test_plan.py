@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+
 from memcache import InvalidArgument, Store
 from memcache.cli import main
 
