@@ -64,7 +64,7 @@ unsafe impl Sync for HostRange {}
 /// Ascend and CUDA) sets that state at the start of each call. Nothing but [`Event::wait`] and [`Queue::cancel`]
 /// waits, and those have deadlines.
 pub trait Device: Send + Sync + Debug {
-    /// Which one.
+    /// Which one. Within a process two devices of one id are the same device.
     fn id(&self) -> DeviceId;
 
     /// Its limits.

@@ -24,7 +24,9 @@ const LEARN_SHARE: u64 = 16;
 /// Corrections stay within these, in thousandths: past them the costs are wrong, not the weather.
 const CORRECTIONS: std::ops::RangeInclusive<u64> = CORRECTION_UNIT / 4..=CORRECTION_UNIT * 4;
 /// Transfers shorter than this say more about the scheduler than about the legs.
-const LEARN_MIN: Duration = Duration::from_micros(50);
+const LEARN_MIN: Duration = Duration::from_micros(500);
+/// Transfers that took so many times as long as predicted met something else: first touches of memory, other programs.
+const LEARN_FACTOR_MAX: u32 = 3;
 
 /// Why a file of costs cannot be used.
 #[derive(Debug, Error)]
@@ -110,9 +112,10 @@ impl Costs {
         costs
     }
 
-    /// Corrects the costs of a path by what a transfer took.
+    /// Corrects the costs of a path by what a get took.
     pub(crate) fn learn(&self, link: &Arc<dyn Link>, state: &DeviceState, group: &PlannedGroup, took: Duration) {
-        if took < LEARN_MIN || group.predicted_ns == 0 || matches!(self.source, CostSource::Fixed(_)) {
+        let predicted = Duration::from_nanos(group.predicted_ns);
+        if took < LEARN_MIN || took > predicted * LEARN_FACTOR_MAX || matches!(self.source, CostSource::Fixed(_)) {
             return;
         }
         let mut known = self.known.lock();

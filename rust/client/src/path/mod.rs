@@ -90,7 +90,7 @@ impl Paths {
     pub(crate) fn state(&self, device: Option<&Arc<dyn Device>>) -> Arc<DeviceState> {
         let device = device.unwrap_or(&self.host);
         let mut devices = self.devices.lock();
-        if let Some(known) = devices.iter().find(|known| Arc::ptr_eq(&known.device, device)) {
+        if let Some(known) = devices.iter().find(|known| known.device.id() == device.id()) {
             return Arc::clone(known);
         }
         let state = Arc::new(DeviceState::new(Arc::clone(device), self.staging));
@@ -199,7 +199,8 @@ impl Paths {
             let took = started.elapsed();
             match found {
                 Ok(found) => {
-                    if found.iter().all(Result::is_ok) {
+                    // Puts touch memory for the first time too often to teach anything.
+                    if way == Way::Get && found.iter().all(Result::is_ok) {
                         self.costs.learn(link, &state, group, took);
                     }
                     for (object, outcome) in group.objects.iter().zip(found) {

@@ -51,7 +51,7 @@ impl TwinCost {
 /// How a twin behaves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TwinOptions {
-    /// Number among its kind.
+    /// Number among its kind; each device of a process needs its own.
     pub ordinal: u32,
     /// Length of its memory in bytes, at least 1 MiB.
     pub arena_bytes: u64,
