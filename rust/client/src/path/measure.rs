@@ -17,7 +17,9 @@ const LONG: u64 = 1 << 20;
 /// Copies of a batch that tells what one more costs.
 const MANY: u64 = 64;
 /// The best of so many is taken: whatever disturbs makes it longer, never shorter.
-const ROUNDS: usize = 3;
+const ROUNDS: usize = 15;
+/// No further round begins after this.
+const ROUNDS_TIME: Duration = Duration::from_millis(2);
 /// Past this a leg is left at its default.
 const PATIENCE: Duration = Duration::from_millis(50);
 
@@ -65,8 +67,11 @@ fn costs_of(one: Duration, many: Duration, long: Duration, bytes: u64) -> LegCos
 
 /// The shortest of a few rounds.
 fn best<E>(mut round: impl FnMut() -> Result<(), E>) -> Result<Duration, E> {
-    let mut least = Duration::MAX;
-    for _ in 0..ROUNDS {
+    let (mut least, begun) = (Duration::MAX, Instant::now());
+    for done in 0..ROUNDS {
+        if done > 2 && begun.elapsed() > ROUNDS_TIME {
+            break;
+        }
         let started = Instant::now();
         round()?;
         least = least.min(started.elapsed());
