@@ -112,9 +112,12 @@ sim: ## 100,000 seeds of the simulated pool, for the night (SIM_ARGS="--seeds 1 
 FAULTS ?= 10000
 FAULTS_SEED ?= 1
 
+POOL_FAULTS ?= 2000
+
 .PHONY: faults
-faults: ## 10,000 random faults between a TCP link and its server (FAULTS=500 FAULTS_SEED=7)
+faults: ## 10,000 random faults of a TCP link, 2,000 of a whole pool (FAULTS=500 POOL_FAULTS=100 FAULTS_SEED=7)
 	FAULTS=$(FAULTS) FAULTS_SEED=$(FAULTS_SEED) cargo test --release -p memcache-transport --test faults -- --nocapture
+	FAULTS=$(POOL_FAULTS) FAULTS_SEED=$(FAULTS_SEED) cargo test --release -p memcache-client --test faults -- --nocapture
 
 FUZZ_SECONDS ?= 60
 FUZZ_TARGETS := request reply descriptor session replies wire

@@ -201,7 +201,8 @@ impl Inner {
             let transfer = Transfer::<Reads>::new(Some(&self.paths), &self.stats, targets, until, Arc::clone(stop));
             let moving = Instant::now();
             let moved = transfer.run(&self.crew, groups);
-            reading.absorb(moved, keys, add_time(&self.stats.get_move_ns, moving), &self.sums);
+            add_time(&self.stats.get_move_ns, moving);
+            reading.absorb(moved, keys, &self.sums);
             if stop.load(Ordering::Acquire) || !reading.turn_to_others(&self.stats) {
                 break;
             }
@@ -256,9 +257,9 @@ impl Reading {
         groups.into_values().collect()
     }
 
-    /// Takes the results of an attempt that ended at `ended`.
-    pub(crate) fn absorb(&mut self, moved: Vec<Moved<Found>>, keys: &KeyBatch, ended: Instant, sums: &Sums) {
-        for (tag, protocol, outcome) in moved {
+    /// Takes the results of an attempt.
+    pub(crate) fn absorb(&mut self, moved: Vec<Moved<Found>>, keys: &KeyBatch, sums: &Sums) {
+        for Moved { tag, protocol, ended, outcome } in moved {
             let (index, place) = &self.wanted[tag];
             self.statuses[*index] = match outcome {
                 Ok(found) if ended < self.valid_until => {

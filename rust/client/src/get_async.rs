@@ -106,8 +106,8 @@ impl Start {
             let (stats, sums) = (Arc::clone(&inner.stats), Arc::clone(&inner.sums));
             let mut rest = Landing { flight: landing, located, reading, keys, buffers, owner, stats, sums, started };
             let then = Box::new(move || {
-                let ended = add_time(&rest.stats.get_move_ns, moving);
-                rest.reading.absorb(transfer.take_results(), &rest.keys, ended, &rest.sums);
+                add_time(&rest.stats.get_move_ns, moving);
+                rest.reading.absorb(transfer.take_results(), &rest.keys, &rest.sums);
                 rest.land();
             });
             inner.crew.start(tasks, Kind::Load, 0, then)

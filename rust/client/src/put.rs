@@ -273,7 +273,7 @@ impl Drop for Tickets {
 /// Sorts results into what can be sealed and what is given up.
 pub(crate) fn written(moved: Vec<Moved<()>>, places: &[(usize, u64)], statuses: &mut [PutStatus]) -> Written {
     let mut written = Written { sealable: Vec::with_capacity(moved.len()), abandoned: Vec::new() };
-    for (tag, protocol, outcome) in moved {
+    for Moved { tag, protocol, outcome, .. } in moved {
         let (index, reservation) = places[tag];
         match outcome {
             Ok(()) => written.sealable.push((index, reservation)),

@@ -21,7 +21,7 @@ use crate::get::{Place, verify};
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, Member};
 use crate::stats::Stats;
-use crate::transfer::{Crew, Group, Move, Transfer};
+use crate::transfer::{Crew, Group, Move, Moved, Transfer};
 use crate::ways::Reads;
 
 /// Longest wait for an answer of the book.
@@ -245,7 +245,7 @@ impl Copier {
             }
         }
         let transfer = Transfer::<Reads>::new(None, &self.stats, &targets, until, Arc::default());
-        for (index, protocol, outcome) in transfer.run(&self.crew, groups.into_values().collect()) {
+        for Moved { tag: index, protocol, outcome, .. } in transfer.run(&self.crew, groups.into_values().collect()) {
             let (copy, place) = (&mut copies[index], &tried[&index]);
             match outcome {
                 Ok(found) if verify(&found, place, &copy.task.key) == GetStatus::Hit => {

@@ -108,9 +108,7 @@ pub(crate) fn add(counter: &AtomicU64, value: u64) {
     counter.fetch_add(value, Ordering::Relaxed);
 }
 
-/// Adds the time since `started` to a counter of nanoseconds; the time now.
-pub(crate) fn add_time(counter: &AtomicU64, started: Instant) -> Instant {
-    let now = Instant::now();
-    add(counter, u64::try_from((now - started).as_nanos()).unwrap_or(u64::MAX));
-    now
+/// Adds the time since `started` to a counter of nanoseconds.
+pub(crate) fn add_time(counter: &AtomicU64, started: Instant) {
+    add(counter, u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX));
 }

@@ -61,8 +61,16 @@ pub(crate) enum MoveError {
     Transport(#[from] TransportError),
 }
 
-/// Result of one move, by its tag, and how it went there.
-pub(crate) type Moved<T> = (usize, Protocol, Result<T, MoveError>);
+/// Result of one move.
+pub(crate) struct Moved<T> {
+    /// The move's tag.
+    pub(crate) tag: usize,
+    /// How it went there.
+    pub(crate) protocol: Protocol,
+    /// When it was over: others of its call may take longer.
+    pub(crate) ended: Instant,
+    pub(crate) outcome: Result<T, MoveError>,
+}
 
 /// Threads that move bytes for all calls of a store.
 #[derive(Debug)]
@@ -200,8 +208,9 @@ impl<W: Way> Transfer<W> {
                         Some(paths) => W::planned(paths, &transfer, &link, &moves),
                     }
                 };
+                let ended = Instant::now();
                 for (one, outcome) in moves.iter().zip(outcomes) {
-                    transfer.tell(one, link.protocol(), outcome);
+                    transfer.tell(one, link.protocol(), ended, outcome);
                 }
             }
         })
@@ -213,7 +222,7 @@ impl<W: Way> Transfer<W> {
         let parts = parts_of(list, usize::try_from(count).unwrap_or(usize::MAX));
         let begun = link.parts().map(|moving| W::begin(moving, &one, list, self.deadline));
         if let Some(Err(error)) = begun {
-            return self.tell(&one, link.protocol(), Err(error.into()));
+            return self.tell(&one, link.protocol(), Instant::now(), Err(error.into()));
         }
         let cut = Arc::new(Cut {
             transfer: Arc::clone(self),
@@ -234,11 +243,11 @@ impl<W: Way> Transfer<W> {
         self.stop.load(Ordering::Acquire)
     }
 
-    fn tell(&self, one: &Move, protocol: Protocol, outcome: Result<W::Found, MoveError>) {
+    fn tell(&self, one: &Move, protocol: Protocol, ended: Instant, outcome: Result<W::Found, MoveError>) {
         if outcome.is_ok() {
             add(moved_bytes(&self.stats, protocol), self.buffers.list(one.index).bytes());
         }
-        self.results.lock().push((one.tag, protocol, outcome));
+        self.results.lock().push(Moved { tag: one.tag, protocol, ended, outcome });
     }
 }
 
@@ -265,7 +274,7 @@ impl<W: Way> Cut<W> {
             // Whoever is last sees what the others have copied before they counted down.
             if self.open.fetch_sub(1, Ordering::AcqRel) == 1 {
                 let outcome = self.end(moving);
-                self.transfer.tell(&self.one, self.link.protocol(), outcome);
+                self.transfer.tell(&self.one, self.link.protocol(), Instant::now(), outcome);
             }
         }
     }

@@ -74,47 +74,76 @@ impl Plan {
     }
 }
 
+/// What the threads of a door share.
+#[derive(Debug, Default)]
+struct State {
+    /// The door is closing.
+    over: AtomicBool,
+    /// The mischief happened.
+    struck: AtomicBool,
+    /// What the server says and what the client hears instead, of the same length.
+    instead: Vec<(String, String)>,
+}
+
+impl State {
+    fn is_over(&self) -> bool {
+        self.over.load(Ordering::Acquire)
+    }
+}
+
 /// A listening door. Closed, with all its threads, when dropped.
 #[derive(Debug)]
 pub struct Proxy {
     address: SocketAddr,
-    over: Arc<AtomicBool>,
+    state: Arc<State>,
     acceptor: Option<JoinHandle<()>>,
 }
 
 impl Proxy {
     /// Opens a door to `server`.
     pub fn start(server: &str, plan: Plan) -> std::io::Result<Self> {
+        Self::start_with(server, plan, Vec::new())
+    }
+
+    /// Opens a door to `server` that also replaces texts in what the server sends, each by one as long: so that a
+    /// client that asks for an address gets that of another door. A text cut in two by chance stays as it is.
+    pub fn start_with(server: &str, plan: Plan, instead: Vec<(String, String)>) -> std::io::Result<Self> {
+        assert!(instead.iter().all(|(old, new)| old.len() == new.len()), "other lengths: {instead:?}");
         let listener = TcpListener::bind("127.0.0.1:0")?;
-        let (address, over) = (listener.local_addr()?, Arc::new(AtomicBool::new(false)));
-        let (server, ended) = (server.to_owned(), Arc::clone(&over));
+        let (address, state) = (listener.local_addr()?, Arc::new(State { instead, ..State::default() }));
+        let (server, ours) = (server.to_owned(), Arc::clone(&state));
         let acceptor = thread::spawn(move || {
             let (mut threads, number) = (Vec::new(), AtomicUsize::new(0));
             while let Ok((client, _)) = listener.accept() {
-                if ended.load(Ordering::Acquire) {
+                if ours.is_over() {
                     break;
                 }
                 let number = number.fetch_add(1, Ordering::Relaxed);
-                let ours = (number == plan.connection).then_some(plan);
-                let (server, ended) = (server.clone(), Arc::clone(&ended));
-                threads.push(thread::spawn(move || carry(&client, &server, ours, &ended)));
+                let plan = (number == plan.connection).then_some(plan);
+                let (server, state) = (server.clone(), Arc::clone(&ours));
+                threads.push(thread::spawn(move || carry(&client, &server, plan, &state)));
             }
             for thread in threads {
                 let _ = thread.join();
             }
         });
-        Ok(Self { address, over, acceptor: Some(acceptor) })
+        Ok(Self { address, state, acceptor: Some(acceptor) })
     }
 
     /// Where it is.
     pub fn address(&self) -> String {
         self.address.to_string()
     }
+
+    /// Whether the mischief has happened: the place of the stream it is about was reached.
+    pub fn has_struck(&self) -> bool {
+        self.state.struck.load(Ordering::Acquire)
+    }
 }
 
 impl Drop for Proxy {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Release);
+        self.state.over.store(true, Ordering::Release);
         // Wakes the acceptor.
         drop(TcpStream::connect(self.address));
         if let Some(acceptor) = self.acceptor.take() {
@@ -123,9 +152,10 @@ impl Drop for Proxy {
     }
 }
 
-fn carry(client: &TcpStream, server: &str, plan: Option<Plan>, over: &AtomicBool) {
+fn carry(client: &TcpStream, server: &str, plan: Option<Plan>, state: &State) {
     if plan.is_some_and(|plan| plan.mischief == Mischief::NeverAnswer) {
-        while !over.load(Ordering::Acquire) {
+        state.struck.store(true, Ordering::Release);
+        while !state.is_over() {
             thread::sleep(TICK);
         }
         return;
@@ -133,17 +163,23 @@ fn carry(client: &TcpStream, server: &str, plan: Option<Plan>, over: &AtomicBool
     let Ok(server) = TcpStream::connect(server) else { return };
     let quiet = AtomicBool::new(false);
     thread::scope(|scope| {
-        scope.spawn(|| pump(client, &server, plan.filter(|plan| !plan.on_replies), over, &quiet));
-        pump(&server, client, plan.filter(|plan| plan.on_replies), over, &quiet);
+        scope.spawn(|| pump(client, &server, plan.filter(|plan| !plan.on_replies), state, (&quiet, false)));
+        pump(&server, client, plan.filter(|plan| plan.on_replies), state, (&quiet, true));
     });
     let _ = (client.shutdown(Shutdown::Both), server.shutdown(Shutdown::Both));
 }
 
 /// Passes bytes on until either side ends, doing what the plan says. `quiet`: nothing passes any more, either way.
-fn pump(mut from: &TcpStream, mut to: &TcpStream, plan: Option<Plan>, over: &AtomicBool, quiet: &AtomicBool) {
+fn pump(
+    mut from: &TcpStream,
+    mut to: &TcpStream,
+    plan: Option<Plan>,
+    state: &State,
+    (quiet, are_replies): (&AtomicBool, bool),
+) {
     let _ = (from.set_read_timeout(Some(TICK)), to.set_write_timeout(Some(TICK)));
     let (mut passed, mut plan, mut buffer) = (0, plan, vec![0; 64 << 10]);
-    let is_over = || over.load(Ordering::Acquire);
+    let is_over = || state.is_over();
     while !is_over() {
         if quiet.load(Ordering::Acquire) {
             thread::sleep(TICK);
@@ -156,10 +192,14 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, plan: Option<Plan>, over: &Ato
             Err(_) => break,
         };
         let mut bytes = buffer[..read].to_vec();
+        if are_replies {
+            replace(&mut bytes, &state.instead);
+        }
         if let Some(Plan { at, mischief, on_replies, .. }) = plan
             && at < passed + read
         {
             plan = None;
+            state.struck.store(true, Ordering::Release);
             let server = if on_replies { from } else { to };
             if !meddle(&mut bytes, at - passed, mischief, (from, to, server), &is_over, quiet) {
                 let _ = to.write_all(&bytes);
@@ -177,6 +217,16 @@ fn pump(mut from: &TcpStream, mut to: &TcpStream, plan: Option<Plan>, over: &Ato
         }
     }
     let _ = to.shutdown(Shutdown::Write);
+}
+
+fn replace(bytes: &mut [u8], instead: &[(String, String)]) {
+    for (old, new) in instead {
+        for at in 0..(bytes.len() + 1).saturating_sub(old.len()) {
+            if bytes[at..].starts_with(old.as_bytes()) {
+                bytes[at..at + old.len()].copy_from_slice(new.as_bytes());
+            }
+        }
+    }
 }
 
 /// Does it; false if this direction ends with what `bytes` holds then.
