@@ -109,17 +109,7 @@ fn answer(
             reply::Body::Describe(describe(core, now, &segments, effects)?)
         }
         request::Body::RegisterFingerprint(pb::RegisterFingerprint { scope, fields }) => {
-            let fields = fields.into_iter().map(|field| (field.name, field.value));
-            let differences = core.register_fingerprint(scope, fields)?;
-            let differences = differences
-                .into_iter()
-                .map(|difference| pb::FieldDifference {
-                    name: difference.name,
-                    ours: difference.ours,
-                    theirs: difference.theirs,
-                })
-                .collect();
-            reply::Body::RegisterFingerprint(pb::RegisterFingerprintReply { differences })
+            reply::Body::RegisterFingerprint(register_fingerprint(core, scope, fields)?)
         }
         request::Body::Work(request) => reply::Body::Work(replicas::work(core, now, client, &request, effects)?),
         request::Body::Renew(pb::Renew { leases }) => {
@@ -132,6 +122,24 @@ fn answer(
         request::Body::Drain(request) => reply::Body::Drain(replicas::drain(core, now, request, effects)),
         request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
     })
+}
+
+fn register_fingerprint(
+    core: &mut Core,
+    scope: String,
+    fields: Vec<pb::Field>,
+) -> Result<pb::RegisterFingerprintReply, Fault> {
+    let fields = fields.into_iter().map(|field| (field.name, field.value));
+    let differences = core.register_fingerprint(scope, fields)?;
+    let differences = differences
+        .into_iter()
+        .map(|difference| pb::FieldDifference {
+            name: difference.name,
+            ours: difference.ours,
+            theirs: difference.theirs,
+        })
+        .collect();
+    Ok(pb::RegisterFingerprintReply { differences })
 }
 
 /// A batch has at most 2^16 keys.

@@ -84,7 +84,7 @@ fn blocks_travel_between_stores_over_rdma() {
     let mut target = Cache::new(|_| 0);
     // SAFETY: both vectors stay as they are until the end of the test.
     let _prepared = [&source, &target].map(|cache| unsafe { engine.prepare(cache.address(), cache.0.len() as u64) });
-    let keys = KeyBatch::from_keys(&["a", "b", "c", "d"]).unwrap();
+    let keys = KeyBatch::from_keys(["a", "b", "c", "d"]).unwrap();
     assert_eq!(engine.put(&keys, &source.buffers(), &PutOptions::default(), soon()).unwrap(), [PutStatus::Stored; 4]);
     assert_eq!(engine.get(&keys, &target.buffers(), soon()).unwrap(), [GetStatus::Hit; 4]);
     assert!(source.0 == target.0, "other bytes than were put");

@@ -230,10 +230,7 @@ impl Ledger {
         for (key, removed) in key_numbers(asked.keys.as_ref()).iter().zip(&reply.removed) {
             let own = |extent: &&mut Extent| extent.key == *key && extent.state == State::Sealed;
             if *removed == 1 {
-                self.extents
-                    .values_mut()
-                    .filter(|extent| own(&extent))
-                    .for_each(|extent| extent.state = State::Removed);
+                self.extents.values_mut().filter(own).for_each(|extent| extent.state = State::Removed);
             }
         }
         self.sweep();
