@@ -2,7 +2,7 @@
 
     make restart-check BENCH_ARGS="--objects 100000 --nodes 4"
 
-Every object is looked up after each restart, a sample is read and compared byte by byte. Exit code 1: an object was lost,
+Every object is looked up after each restart, a sample is read and compared byte by byte. Exit code 1: one was lost,
 wrong, or not back within ``--limit-s`` of its node's joining again.
 """
 
@@ -161,8 +161,9 @@ def main() -> int:
             ready = time.monotonic()
             wrong = check_sample(store, objects, length, options.sample)
             print(
-                f"kill -9 of the MetaService: up again after {up - killed:.2f} s, the last node joined {joined - up:.2f} s "
-                f"later, all {objects} readable {ready - joined:.3f} s after that; {wrong} of {options.sample} sampled wrong"
+                f"kill -9 of the MetaService: up again after {up - killed:.2f} s, the last node joined "
+                f"{joined - up:.2f} s later, all {objects} readable {ready - joined:.3f} s after that; "
+                f"{wrong} of {options.sample} sampled wrong"
             )
             if wrong or ready - joined > options.limit_s:
                 failures.append("MetaService")
@@ -177,8 +178,8 @@ def main() -> int:
             ready = time.monotonic()
             wrong = check_sample(store, objects, length, options.sample)
             print(
-                f"kill -9 of a LocalService with {mine} objects: joined again after {joined - killed:.2f} s, all readable "
-                f"{ready - joined:.3f} s after that; {wrong} of {options.sample} sampled wrong"
+                f"kill -9 of a LocalService with {mine} objects: joined again after {joined - killed:.2f} s, "
+                f"all readable {ready - joined:.3f} s after that; {wrong} of {options.sample} sampled wrong"
             )
             if wrong or ready - joined > options.limit_s:
                 failures.append("LocalService")

@@ -228,6 +228,7 @@ impl Shared {
     }
 
     /// Sends a request on a lane and waits for the answer there; gives it back, unsent, where no lane is free.
+    #[allow(clippy::result_large_err, reason = "no error: what was not sent goes back to the caller")]
     fn call_on_lane(&self, body: Body, sent: Instant, deadline: Instant) -> Result<Outcome, Body> {
         let Some(mut taken) = self.lanes.take(sent) else { return Err(body) };
         let leases = self.releases.take();

@@ -131,7 +131,7 @@ mod tests {
     #[test]
     fn a_region_gives_the_checksum_of_its_bytes() {
         for bytes in [1, 64, SUM_BYTES, 100_003] {
-            let mut whole: Vec<u8> = (0..bytes).map(|at| (at * 7 % 251) as u8).collect();
+            let mut whole: Vec<u8> = (0..bytes).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
             let sum = checksum_bytes(&whole);
             let base = std::ptr::NonNull::from(&mut whole[0]);
             // SAFETY: the vector outlives the view and is not touched otherwise meanwhile.
@@ -141,7 +141,7 @@ mod tests {
 
     #[test]
     fn pieces_give_the_checksum_of_the_whole() {
-        let whole: Vec<u8> = (0..100_000u32).map(|at| (at * 7 % 251) as u8).collect();
+        let whole: Vec<u8> = (0..100_000u32).map(|at| u8::try_from(at * 7 % 251).unwrap()).collect();
         let base = whole.as_ptr() as u64;
         for cuts in [vec![0, 100_000], vec![0, 1, 64, 65, 4096, 70_001, 100_000]] {
             // Pieces in order but pushed so that they do not merge: copies at other places.

@@ -250,7 +250,7 @@ impl Client {
                 self.describe(reach, Copy::Write(writing));
             }
             (Op::Locate { keys, sent }, Some(reply::Body::Locate(located))) => {
-                let choice = reach.net.rng.next();
+                let choice = reach.net.rng.draw();
                 let reading = Reading::new(&keys, sent, &located, choice);
                 self.describe(reach, Copy::Read(reading));
             }

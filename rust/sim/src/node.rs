@@ -140,8 +140,7 @@ impl Node {
             }
             Some(reply::Body::Seal(sealed)) => {
                 if let Some((_, lease)) = self.sealing.take_if(|(id, _)| *id == answer.request_id) {
-                    let copied = sealed.outcomes.iter().filter(|outcome| **outcome == 1).count();
-                    reach.truth.copied += copied as u64;
+                    reach.truth.copied += sealed.outcomes.iter().map(|outcome| u64::from(*outcome == 1)).sum::<u64>();
                     let release = request::Body::Release(pb::Release { leases: vec![lease] });
                     reach.net.ask(Actor::Node(self.index), self.copier(), release);
                 }
