@@ -292,7 +292,9 @@ class Store:
         return fingerprint_digest(scope, fields), [FieldDifference(*difference) for difference in found]
 
     def status(self, timeout_ms: int | None = None) -> dict[str, Any]:
-        """The pool: ``nodes`` (a dict each), ``objects``, ``capacity_bytes``, ``used_bytes``, ``epoch``, ..."""
+        """The pool: ``nodes`` (a dict each), ``objects``, ``capacity_bytes``, ``used_bytes``, ``epoch``, ``unrecorded``
+        (replicas that a restart of the MetaService would lose), ...
+        """
         return self._core.status(timeout_ms)
 
     @property

@@ -279,6 +279,8 @@ impl Store {
             entry.set_item("objects", node.objects)?;
             entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
             entry.set_item("drain", drain_name(node.drain()))?;
+            entry.set_item("unrecorded", node.unrecorded)?;
+            entry.set_item("listing", node.listing)?;
             nodes.append(entry)?;
         }
         status.set_item("epoch", epoch)?;
@@ -295,6 +297,7 @@ impl Store {
         status.set_item("repairs_waiting", reply.repairs_waiting)?;
         status.set_item("copies", reply.copies)?;
         status.set_item("copied", reply.copied)?;
+        status.set_item("unrecorded", reply.unrecorded)?;
         Ok(status)
     }
 
