@@ -13,6 +13,7 @@ __all__ = [
     "MetaService",
     "Store",
     "__version__",
+    "explain_shape",
     "log_local",
     "run_meta",
     "store_settings",
