@@ -14,7 +14,7 @@
 
 use std::collections::BTreeSet;
 
-use memcache_meta::core::{Core, Effect, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
 use memcache_proto::pb::{LocateOutcome, SealOutcome};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier, extent_bytes};
 use rustix::time::{ClockId, clock_gettime};
@@ -37,6 +37,7 @@ const SETTINGS: Settings = Settings {
     node_dead_ms: 5000,
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
+    policy: EvictionPolicy::Adaptive,
 };
 
 /// Numbers that look random, the same in every run.

@@ -1,10 +1,10 @@
 //! How fast the core alone is and how much memory an object takes, by number of objects. One thread, no sockets.
 //!
-//! `cargo run --release -p memcache-meta --example core_speed -- 10000 100000 1000000`
+//! `cargo run --release -p memcache-meta --example core_speed -- 10000 100000 1000000 [--policy lru]`
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
 
-use memcache_meta::core::{Core, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -22,12 +22,20 @@ const SETTINGS: Settings = Settings {
     node_dead_ms: u32::MAX,
     high_watermark_ppm: 1_000_000,
     low_watermark_ppm: 900_000,
+    policy: EvictionPolicy::Adaptive,
 };
 
+const POLICIES: [EvictionPolicy; 3] = [EvictionPolicy::Adaptive, EvictionPolicy::Lru, EvictionPolicy::S3Fifo];
+
 fn main() {
-    let counts: Vec<String> = std::env::args().skip(1).collect();
+    let mut counts: Vec<String> = std::env::args().skip(1).collect();
+    let mut policy = EvictionPolicy::Adaptive;
+    if let Some(at) = counts.iter().position(|argument| argument == "--policy") {
+        let named = counts.drain(at..).take(2).nth(1);
+        policy = POLICIES.into_iter().find(|policy| Some(policy.as_str()) == named.as_deref()).expect("a known policy");
+    }
     if let [count] = counts.as_slice() {
-        return measure(count.parse().expect("a number of objects"));
+        return measure(count.parse().expect("a number of objects"), policy);
     }
     println!("millions a second of processor time on one thread; keys of {KEY_BYTES} bytes in random order,");
     println!("{CALL_KEYS} a call unless said");
@@ -39,7 +47,20 @@ fn main() {
     for count in if counts.is_empty() { defaults() } else { counts } {
         // A process each: memory that one has freed would hide what the next one takes.
         let own = std::env::current_exe().expect("this program");
-        std::process::Command::new(own).arg(count).status().expect("this program runs");
+        std::process::Command::new(own)
+            .args([&count, "--policy", policy.as_str()])
+            .status()
+            .expect("this program runs");
+    }
+}
+
+/// Each call comes a millisecond after the one before it: uses of one second count as one, and that must not be all.
+struct Clock(u64);
+
+impl Clock {
+    const fn next(&mut self) -> Millis {
+        self.0 += 1;
+        Millis::new(self.0)
     }
 }
 
@@ -90,10 +111,10 @@ fn rate(operations: usize, run: impl FnOnce()) -> f64 {
     operations as f64 * 1e3 / (processor_ns() - started)
 }
 
-fn measure(count: usize) {
+fn measure(count: usize, policy: EvictionPolicy) {
     let before = resident_bytes();
-    let mut core = Core::new(SETTINGS, Epoch::new(1), Millis::new(0));
-    let now = Millis::new(0);
+    let mut core = Core::new(Settings { policy, ..SETTINGS }, Epoch::new(1), Millis::new(0));
+    let mut clock = Clock(0);
     let effects = &mut Vec::new();
     let segment_bytes = (count as u64 * (PAYLOAD_BYTES + 64) / NODES * 11 / 10).max(1 << 20);
     for node in 1..=NODES {
@@ -113,7 +134,7 @@ fn measure(count: usize) {
             lists: false,
             floor: 0,
         };
-        core.join(now, request, effects).expect("a node within the limits");
+        core.join(clock.next(), request, effects).expect("a node within the limits");
     }
     let put = rate(count, || {
         for first in (0..count).step_by(CALL_KEYS) {
@@ -127,23 +148,25 @@ fn measure(count: usize) {
                 replicas: 1,
                 preferred: &[],
             };
-            let reserved = core.reserve(now, CLIENT, &request, effects).expect("a request within the limits");
+            let reserved = core.reserve(clock.next(), CLIENT, &request, effects).expect("a request within the limits");
             let ids: Vec<u64> = reserved.tickets.iter().map(|ticket| ticket.reservation.get()).collect();
-            core.seal(now, CLIENT, &ids, effects).expect("a request within the limits");
+            core.seal(clock.next(), CLIENT, &ids, effects).expect("a request within the limits");
         }
     });
     let bytes = (resident_bytes() - before) / count as f64;
-    assert_eq!(core.status(now, effects).objects, count as u64, "all fit");
+    assert_eq!(core.status(clock.next(), effects).objects, count as u64, "all fit");
     let (few, many) = (batches(count, CALL_KEYS, LOOKUPS), batches(count, 512, LOOKUPS));
     let mut found = 0;
-    let exist = rate(LOOKUPS, || few.iter().for_each(|keys| found += core.exist(now, keys, effects).len()));
-    let exist_many = rate(LOOKUPS, || many.iter().for_each(|keys| found += core.exist(now, keys, effects).len()));
-    let prefix = rate(LOOKUPS, || many.iter().for_each(|keys| found += core.match_prefix(now, keys, effects).present));
+    let exist = rate(LOOKUPS, || few.iter().for_each(|keys| found += core.exist(clock.next(), keys, effects).len()));
+    let exist_many =
+        rate(LOOKUPS, || many.iter().for_each(|keys| found += core.exist(clock.next(), keys, effects).len()));
+    let prefix =
+        rate(LOOKUPS, || many.iter().for_each(|keys| found += core.match_prefix(clock.next(), keys, effects).present));
     let locate = rate(LOOKUPS, || {
         for keys in &few {
-            let located = core.locate(now, CLIENT, keys, None, effects).expect("a request within the limits");
+            let located = core.locate(clock.next(), CLIENT, keys, None, effects).expect("a request within the limits");
             let lease = located.lease.expect("all are there").get();
-            core.release(now, CLIENT, &[lease], effects).expect("a request within the limits");
+            core.release(clock.next(), CLIENT, &[lease], effects).expect("a request within the limits");
         }
     });
     assert!(found >= 3 * LOOKUPS, "all were found");

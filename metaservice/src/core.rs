@@ -26,6 +26,7 @@ mod node;
 mod object;
 mod place;
 mod places;
+mod policy;
 mod record;
 mod refusal;
 mod remove;
@@ -36,10 +37,12 @@ mod segment;
 mod slab;
 mod space;
 mod status;
+mod using;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
+pub use memcache_config::EvictionPolicy;
 use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
 
 pub use self::clock::Millis;
@@ -65,12 +68,14 @@ use self::lookup::Lease;
 use self::node::Node;
 use self::object::Object;
 use self::places::Places;
+use self::policy::AnyPolicy;
 use self::record::Stale;
 use self::remove::Removals;
 use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
 use self::slab::{Slab, Slot};
+use self::using::Second;
 
 /// How the core behaves. Lengths of time in milliseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +92,8 @@ pub struct Settings {
     pub high_watermark_ppm: u32,
     /// Eviction stops at this many millionths of a node's memory.
     pub low_watermark_ppm: u32,
+    /// Which objects go first.
+    pub policy: EvictionPolicy,
 }
 
 /// Ids that no two lives of the service share: a life that lasts T milliseconds may issue 2^22 ids in each of them
@@ -104,6 +111,10 @@ pub struct Core {
     serial: u64,
     /// Last use number issued.
     uses: u64,
+    second: Second,
+    policy: AnyPolicy,
+    /// What nodes lend, in bytes.
+    lent_bytes: u64,
     index: KeyIndex,
     objects: Slab<Object>,
     /// Keys that are readable, and their replicas; those on nodes that are gone count until they are forgotten.
@@ -163,6 +174,9 @@ impl Core {
             started: now,
             serial: epoch.get() << EPOCH_SHIFT,
             uses: 0,
+            second: Second::new(now),
+            policy: AnyPolicy::new(settings.policy),
+            lent_bytes: 0,
             index: KeyIndex::new(),
             objects: Slab::new(),
             readable: 0,

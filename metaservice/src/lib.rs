@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`core`] | all state and every decision; pure |
 //! | [`wire`] | a request message to a reply message over a core; pure |
+//! | [`replay`] | the core over recorded and generated requests, offline |
 //! | [`server`] | [`MetaServer`]: the sockets, the clock and the ticks around it |
 //! | [`cli`] | the command, shared by the binary and `python -m memcache.meta` |
 
@@ -12,6 +13,7 @@
 pub mod cli;
 pub mod core;
 mod error;
+pub mod replay;
 pub mod server;
 pub mod wire;
 

@@ -14,6 +14,8 @@ impl Core {
     /// Makes a segment void.
     pub(super) fn give_up(&mut self, slot: Slot<Segment>) {
         self.segments[slot].gone = true;
+        self.lent_bytes -= self.segments[slot].space.bytes();
+        self.policy.lent(self.lent_bytes);
         self.close_places(slot);
         self.segment_ids.remove(&self.segments[slot].id);
         for reservation in std::mem::take(&mut self.segments[slot].reservations) {
@@ -38,7 +40,7 @@ impl Core {
                 self.segments[slot].leased.unlink(&mut self.objects, object);
                 self.objects[object].segment = None;
             }
-            while let Some(object) = self.segments[slot].surplus.oldest().or(self.segments[slot].idle.oldest()) {
+            while let Some(object) = self.segments[slot].surplus.oldest().or(self.segments[slot].idle.any()) {
                 if budget == 0 {
                     return true;
                 }

@@ -81,7 +81,7 @@ impl Core {
             for segment in self.nodes[node].segments.clone() {
                 let lists = |core: &Self| {
                     let segment = &core.segments[segment];
-                    if drop { segment.surplus.oldest().or(segment.idle.oldest()) } else { segment.surplus.oldest() }
+                    if drop { segment.surplus.oldest().or(segment.idle.any()) } else { segment.surplus.oldest() }
                 };
                 // Objects under leases follow when those are over.
                 while let Some(object) = lists(self) {
@@ -129,9 +129,9 @@ impl Core {
         let nodes = self.draining.iter().copied().filter(|node| self.nodes[*node].drain == Some(Drain::Move));
         let segments: Vec<_> = nodes.flat_map(|node| self.nodes[node].segments.clone()).collect();
         for segment in segments {
-            let lists = [&self.segments[segment].surplus, &self.segments[segment].idle];
+            let (surplus, idle) = (&self.segments[segment].surplus, &self.segments[segment].idle);
             let objects: Vec<Slot<Object>> =
-                lists.into_iter().flat_map(|list| list.iter(&self.objects)).take(REPLY_REPAIRS_SEEN_MAX).collect();
+                surplus.iter(&self.objects).chain(idle.iter(&self.objects)).take(REPLY_REPAIRS_SEEN_MAX).collect();
             for object in objects {
                 if !hand.has_room() {
                     return;

@@ -56,12 +56,13 @@ impl Merged {
 }
 
 impl Core {
-    /// The objects of a segment to evict for a hole of `bytes` bytes. The newest of them is as old as it can be: objects
-    /// are taken in the order in which they would be evicted anyway until there is a hole among them. Only those go that
-    /// make the hole, and of those the fewest bytes.
+    /// The objects of a segment to evict for a hole of `bytes` bytes. Objects are taken in the order in which they would
+    /// be evicted anyway until there is a hole among them: by last use, the newest of them is as old as it
+    /// can be. Only those go that make the hole, and of those the fewest bytes.
     pub(super) fn hole(&self, slot: Slot<Segment>, bytes: u64) -> Hole {
         let segment = &self.segments[slot];
-        let victims = [&segment.surplus, &segment.idle].into_iter().flat_map(|list| list.iter_oldest(&self.objects));
+        let idle = self.policy.order(self.now, &segment.idle, &self.objects);
+        let victims = segment.surplus.iter_oldest(&self.objects).chain(idle);
         let mut merged = Merged::default();
         let mut taken: BTreeMap<u64, (u64, Slot<Object>)> = BTreeMap::new();
         for victim in victims {

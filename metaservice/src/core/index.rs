@@ -66,6 +66,10 @@ impl Entry {
         self.state = if queued { self.state | QUEUED } else { self.state & !QUEUED };
     }
 
+    pub(super) const fn hash(&self) -> u64 {
+        self.hash
+    }
+
     pub(super) fn key(&self) -> &[u8] {
         &self.key
     }

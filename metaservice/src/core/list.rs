@@ -98,6 +98,19 @@ impl<T: Linked> List<T> {
         std::iter::successors(self.oldest, |slot| slab[*slot].newer())
     }
 
+    /// Puts all items of another list, in their order, at the newest end.
+    pub(super) fn append_newer(&mut self, slab: &mut Slab<T>, newer: &Self) {
+        let (Some(first), Some(newest)) = (newer.oldest, newer.newest) else { return };
+        match self.newest {
+            Some(last) => {
+                slab[last].links().newer = Some(first);
+                slab[first].links().older = Some(last);
+            }
+            None => self.oldest = Some(first),
+        }
+        self.newest = Some(newest);
+    }
+
     /// The items from newest to oldest.
     pub(super) fn iter<'a>(&self, slab: &'a Slab<T>) -> impl Iterator<Item = Slot<T>> + 'a
     where
@@ -141,5 +154,15 @@ mod tests {
         assert_eq!(list.oldest(), None);
         list.push(&mut slab, slots[2]);
         assert_eq!(names(&list, &slab), [2]);
+        let mut other = List::new();
+        other.append_newer(&mut slab, &List::new());
+        other.append_newer(&mut slab, &list);
+        let mut newer = List::new();
+        newer.push(&mut slab, slots[0]);
+        newer.push(&mut slab, slots[1]);
+        other.append_newer(&mut slab, &newer);
+        assert_eq!(names(&other, &slab), [1, 0, 2]);
+        other.unlink(&mut slab, slots[0]);
+        assert_eq!((names(&other, &slab), other.oldest()), (vec![1, 2], Some(slots[2])));
     }
 }

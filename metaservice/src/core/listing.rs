@@ -9,7 +9,6 @@ use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::limits::KEYS_MAX;
-use super::list::Links;
 use super::object::Object;
 use super::refusal::Refusal;
 use super::segment::Segment;
@@ -176,20 +175,11 @@ impl Core {
             known.origin = claim.origin;
             known.want(claim.wanted as usize);
         }
-        let object = self.objects.insert(Object {
-            links: Links::new(),
-            entry: None,
-            sibling: None,
-            segment: Some(segment),
-            leases: 0,
-            record: self.segments[segment].table.claim(claim.record),
-            offset: claim.offset,
-            payload_bytes: claim.payload_bytes,
-            serial: claim.serial,
-            used: 0,
-        });
+        let record = self.segments[segment].table.claim(claim.record);
+        let object = self.objects.insert(Object::new(segment, claim.offset, claim.payload_bytes, claim.serial, record));
         self.attach(entry, object);
         // Listed from the first to the last written: that stands for the order of use, which nobody knows any more.
+        self.count_seal(object);
         self.make_idle(object);
         self.settle(entry);
     }

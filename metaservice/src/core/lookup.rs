@@ -93,8 +93,9 @@ impl Core {
             for entry in &chunk[..CHUNK.min(keys.len() - start)] {
                 let (outcome, first) = self.judge(*entry);
                 reply.outcomes.push(outcome);
-                if let Some(first) = first {
+                if let (Some(entry), Some(first)) = (*entry, first) {
                     self.find_replicas(first, near, &mut reply, &mut objects);
+                    self.count_read(entry);
                 }
             }
         }

@@ -156,7 +156,7 @@ impl Core {
             listing: lists.then_some(usable_from),
             table: Table::new(offer.holdings),
             unrecorded: 0,
-            idle: List::new(),
+            idle: self.policy.shelves(),
             surplus: List::new(),
             idle_bytes: 0,
             leased: List::new(),
@@ -165,6 +165,8 @@ impl Core {
             gone: false,
             shelved: None,
         });
+        self.lent_bytes += self.segments[slot].space.bytes();
+        self.policy.lent(self.lent_bytes);
         self.segment_ids.insert(id, slot);
         self.nodes[node].segments.push(slot);
         self.open_places(slot);

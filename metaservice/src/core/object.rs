@@ -6,6 +6,7 @@ use memcache_types::{Generation, extent_bytes};
 
 use super::index::Entry;
 use super::list::{Links, linked};
+use super::policy::{MARK_BITS, Mark, Shelved};
 use super::record::RecordSlot;
 use super::segment::Segment;
 use super::slab::Slot;
@@ -29,19 +30,70 @@ pub(super) struct Object {
     pub(super) offset: u64,
     pub(super) payload_bytes: u64,
     pub(super) serial: NonZeroU64,
-    /// Number of the last use; greater is later, over all objects.
-    pub(super) used: u64,
+    /// Number of the last use and mark of the policy, packed. A number of 0: not used yet.
+    stamp: u64,
 }
 
 linked!(Object);
 
 impl Object {
+    /// A replica that is in no list yet.
+    pub(super) const fn new(
+        segment: Slot<Segment>,
+        offset: u64,
+        payload_bytes: u64,
+        serial: NonZeroU64,
+        record: Option<RecordSlot>,
+    ) -> Self {
+        Self {
+            links: Links::new(),
+            entry: None,
+            sibling: None,
+            segment: Some(segment),
+            leases: 0,
+            record,
+            offset,
+            payload_bytes,
+            serial,
+            stamp: 0,
+        }
+    }
+
+    /// Number of the last use; greater is later, over all objects.
+    pub(super) const fn used(&self) -> u64 {
+        self.stamp >> MARK_BITS
+    }
+
+    /// Ten million uses a second have numbers for ten years.
+    pub(super) fn set_used(&mut self, number: u64) {
+        self.stamp = number << MARK_BITS | u64::from(self.mark());
+    }
+
     pub(super) const fn extent_bytes(&self) -> u64 {
         extent_bytes(self.payload_bytes)
     }
 
     pub(super) const fn generation(&self) -> Generation {
         Generation::new(self.serial.get())
+    }
+}
+
+impl Shelved for Object {
+    fn used(&self) -> u64 {
+        self.used()
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "the low bits are what is asked for")]
+    fn mark(&self) -> Mark {
+        self.stamp as Mark & ((1 << MARK_BITS) - 1)
+    }
+
+    fn set_mark(&mut self, mark: Mark) {
+        self.stamp = self.used() << MARK_BITS | u64::from(mark);
+    }
+
+    fn bytes(&self) -> u64 {
+        self.extent_bytes()
     }
 }
 

@@ -8,6 +8,7 @@ use super::hole::Hole;
 use super::limits::TICK_EVICTIONS_MAX;
 use super::node::Node;
 use super::object::Object;
+use super::policy::{Rank, Shelved};
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -22,7 +23,7 @@ pub(super) struct Wish<'a> {
 
 impl Core {
     /// Takes space for an extent on none of the nodes `not_on`. Free space on preferred nodes comes first, then near the
-    /// writer, then the segment with the most free bytes, then the one whose least recently used object is the oldest:
+    /// writer, then the segment with the most free bytes, then the one whose next victim comes before those of all others:
     /// that one evicts until the extent fits.
     pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
         let wished = wish.preferred.iter().copied().chain(wish.near);
@@ -43,7 +44,7 @@ impl Core {
             .max_by_key(|slot| (self.segments[*slot].space.free_bytes(), Reverse(self.segments[*slot].id)))
     }
 
-    /// Evicts where the oldest victim is, and there only what makes a hole that is long enough.
+    /// Evicts where the next victim is, and there only what makes a hole that is long enough.
     fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
         let mut tried = Vec::new();
         while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
@@ -56,7 +57,7 @@ impl Core {
                 Hole::Never => {}
                 Hole::Unknown => {
                     while self.segments[slot].space.longest_run() < bytes
-                        && let Some(victim) = self.victim_of(slot)
+                        && let Some((_, victim)) = self.victim_of(slot)
                     {
                         self.evict(victim);
                     }
@@ -70,7 +71,7 @@ impl Core {
         None
     }
 
-    /// The segment whose next victim is the least recently used, among those that could make room for the extent.
+    /// The segment whose next victim comes first, among those that could make room for the extent.
     fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>], tried: &[Slot<Segment>]) -> Option<Slot<Segment>> {
         let able: Vec<_> = self
             .segments
@@ -83,33 +84,29 @@ impl Core {
             .collect();
         let mut best = None;
         for slot in able {
-            if let Some(victim) = self.victim_of(slot) {
-                let rank = self.rank(victim);
-                if best.is_none_or(|(least, _)| rank < least) {
-                    best = Some((rank, slot));
-                }
+            if let Some((rank, _)) = self.victim_of(slot)
+                && best.is_none_or(|(least, _)| rank < least)
+            {
+                best = Some((rank, slot));
             }
         }
         best.map(|(_, slot)| slot)
     }
 
-    /// What a segment would evict next: replicas of keys that have others, then the last ones of their keys.
-    fn victim_of(&mut self, slot: Slot<Segment>) -> Option<Slot<Object>> {
+    /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have others,
+    /// the longest unused first, then the last ones of their keys, as the policy says.
+    fn victim_of(&mut self, slot: Slot<Segment>) -> Option<((bool, Rank), Slot<Object>)> {
         while let Some(object) = self.segments[slot].surplus.oldest() {
             let entry = self.objects[object].entry?;
             let lives = |other: &Slot<Object>| *other != object && self.is_live(*other);
             if self.graves.is_empty() || self.chain(entry).any(|other| lives(&other)) {
-                return Some(object);
+                return Some(((false, (0, self.objects[object].used())), object));
             }
             // Its siblings were on nodes that are gone: it is the last.
             self.bury_of(entry);
         }
-        self.segments[slot].idle.oldest()
-    }
-
-    /// Order in which victims go.
-    fn rank(&self, victim: Slot<Object>) -> (bool, u64) {
-        (self.is_alone(victim), self.objects[victim].used)
+        let victim = self.policy.victim(self.now, &mut self.segments[slot].idle, &mut self.objects);
+        victim.map(|(rank, object)| ((true, rank), object))
     }
 
     /// Evicts on every node above the high watermark down to the low one. True: one tick was not enough.
@@ -148,7 +145,7 @@ impl Core {
     /// The next victim among some segments.
     fn oldest_of(&mut self, segments: &[Slot<Segment>]) -> Option<Slot<Object>> {
         let victims: Vec<_> = segments.iter().filter_map(|slot| self.victim_of(*slot)).collect();
-        victims.into_iter().min_by_key(|victim| self.rank(*victim))
+        victims.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, victim)| victim)
     }
 
     /// Evicts one replica. There was no room for as many as its key should have: it is to have those that are left.
@@ -156,6 +153,12 @@ impl Core {
         self.evicted_objects += 1;
         self.evicted_bytes += self.objects[victim].extent_bytes();
         let entry = self.objects[victim].entry;
+        if let Some(entry) = entry
+            && self.is_alone(victim)
+        {
+            let eviction = self.use_of(entry, victim);
+            self.policy.evicted(eviction, self.objects[victim].mark());
+        }
         self.remove_object(victim);
         if let Some(entry) = entry
             && self.index.knows(entry)

@@ -173,14 +173,18 @@ impl Core {
 
     /// Puts an object that is in no list among the idle ones, as used just now.
     pub(super) fn make_idle(&mut self, slot: Slot<Object>) {
-        self.objects[slot].used = self.next_use();
+        let number = self.next_use();
+        self.objects[slot].set_used(number);
         let alone = self.is_alone(slot);
         let object = &self.objects[slot];
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];
             segment.idle_bytes += object.extent_bytes();
-            let list = if alone { &mut segment.idle } else { &mut segment.surplus };
-            list.push(&mut self.objects, slot);
+            if alone {
+                segment.idle.push(&mut self.objects, slot, self.now);
+            } else {
+                segment.surplus.push(&mut self.objects, slot);
+            }
         }
     }
 
@@ -195,8 +199,11 @@ impl Core {
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];
             segment.idle_bytes -= object.extent_bytes();
-            let list = if surplus { &mut segment.surplus } else { &mut segment.idle };
-            list.unlink(&mut self.objects, slot);
+            if surplus {
+                segment.surplus.unlink(&mut self.objects, slot);
+            } else {
+                segment.idle.unlink(&mut self.objects, slot);
+            }
         }
     }
 }

@@ -108,18 +108,6 @@ impl Core {
     /// Whether an object stands in one of the lists of idle objects: not leased, and not sealed in this very call.
     pub(super) fn is_idle(&self, slot: Slot<Object>) -> bool {
         let object = &self.objects[slot];
-        object.leases == 0 && object.used != 0
-    }
-
-    /// Marks all replicas of a key as used just now.
-    pub(super) fn touch(&mut self, entry: Slot<Entry>) {
-        let mut next = self.index.get(entry).object;
-        while let Some(slot) = next {
-            next = self.objects[slot].sibling;
-            if self.is_idle(slot) {
-                self.leave_idle(slot);
-                self.make_idle(slot);
-            }
-        }
+        object.leases == 0 && object.used() != 0
     }
 }

@@ -285,6 +285,7 @@ impl Core {
         }
         // A batch is a chain from head to tail, and what was used last goes last: the head.
         for object in sealed.iter().rev() {
+            self.count_seal(*object);
             self.make_idle(*object);
         }
         let entries: Vec<_> = sealed.iter().filter_map(|object| self.objects[*object].entry).collect();
@@ -313,18 +314,13 @@ impl Core {
             self.end_writing(entry);
             return None;
         }
-        let object = self.objects.insert(Object {
-            links: Links::new(),
-            entry: None,
-            sibling: None,
-            segment: Some(reservation.segment),
-            leases: 0,
+        let object = self.objects.insert(Object::new(
+            reservation.segment,
+            reservation.offset,
+            reservation.payload_bytes,
+            reservation.serial,
             record,
-            offset: reservation.offset,
-            payload_bytes: reservation.payload_bytes,
-            serial: reservation.serial,
-            used: 0,
-        });
+        ));
         if self.index.get(entry).object.is_none() {
             let known = self.index.get_mut(entry);
             known.want(reservation.wanted.into());

@@ -6,6 +6,7 @@ use super::clock::Millis;
 use super::list::List;
 use super::node::Node;
 use super::object::Object;
+use super::policy::Shelves;
 use super::record::Table;
 use super::reserve::Reservation;
 use super::slab::Slot;
@@ -30,8 +31,8 @@ pub(super) struct Segment {
     pub(super) table: Table,
     /// Readable objects without a record, because the table was full or there is none.
     pub(super) unrecorded: u64,
-    /// Objects without leases that are the last of their key, by last use. They may be evicted.
-    pub(super) idle: List<Object>,
+    /// Objects without leases that are the last of their key, as the policy wants them. They may be evicted.
+    pub(super) idle: Shelves<Object>,
     /// Objects without leases whose key has other replicas, by last use. They are evicted before any of `idle`.
     pub(super) surplus: List<Object>,
     /// Extents of the `idle` and `surplus` objects.

@@ -7,6 +7,7 @@ mod invariants;
 mod listing;
 mod membership;
 mod model;
+mod policies;
 mod reading;
 mod records;
 mod replicas;
@@ -33,6 +34,7 @@ pub(super) const SETTINGS: Settings = Settings {
     node_dead_ms: DEAD as u32,
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
+    policy: EvictionPolicy::Lru,
 };
 
 pub(super) const ALICE: ClientId = ClientId::new(1);

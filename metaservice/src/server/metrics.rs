@@ -420,7 +420,7 @@ mod tests {
     use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, Tier};
 
     use super::*;
-    use crate::core::{Core, JoinRequest, Millis, SegmentOffer, Settings};
+    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SegmentOffer, Settings};
 
     const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -444,6 +444,7 @@ mod tests {
             node_dead_ms: 5000,
             high_watermark_ppm: 900_000,
             low_watermark_ppm: 800_000,
+            policy: EvictionPolicy::Adaptive,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));
         let holdings = HoldingsPlace::default();

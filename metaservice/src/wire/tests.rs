@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::Settings;
+use crate::core::{EvictionPolicy, Settings};
 
 const SETTINGS: Settings = Settings {
     reservation_ttl_ms: 1000,
@@ -10,6 +10,7 @@ const SETTINGS: Settings = Settings {
     node_dead_ms: 5000,
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
+    policy: EvictionPolicy::Adaptive,
 };
 
 /// Small numbers that mean something, and any others.

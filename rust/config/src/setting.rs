@@ -186,6 +186,18 @@ macro_rules! choice {
 }
 
 choice! {
+    /// Which objects are evicted first; see docs/eviction.md.
+    EvictionPolicy {
+        /// Those whose keeping serves least, or the least recently used ones, whichever serves more at present.
+        Adaptive = "adaptive",
+        /// The least recently used ones.
+        Lru = "lru",
+        /// Those that were not used while they stood in a short first queue, then those not used in a long one.
+        S3Fifo = "s3fifo",
+    }
+}
+
+choice! {
     /// How the bytes of a node are reached.
     Protocol {
         /// Shared memory on the same host, else RDMA where both sides have it, else TCP; chosen for each peer.

@@ -1,6 +1,6 @@
 //! What one seed stands for: how many take part, how the book is set, what goes wrong.
 
-use memcache_meta::core::Settings;
+use memcache_meta::core::{EvictionPolicy, Settings};
 
 use crate::rng::Rng;
 
@@ -27,6 +27,9 @@ pub enum Sabotage {
     /// Once found, a key is said to be there for ever.
     LocateRemembered,
 }
+
+/// One of these decides what goes first.
+const POLICIES: [EvictionPolicy; 3] = [EvictionPolicy::Adaptive, EvictionPolicy::Lru, EvictionPolicy::S3Fifo];
 
 /// What one seed stands for. Times in milliseconds.
 #[derive(Clone, Debug)]
@@ -86,7 +89,7 @@ impl Scenario {
             (false, true) => ttl / 2 - 1,
             (false, false) => ttl + ttl * 2 / 5,
         };
-        Self {
+        let mut drawn = Self {
             sabotage,
             settings: Settings {
                 reservation_ttl_ms,
@@ -95,6 +98,7 @@ impl Scenario {
                 node_dead_ms: 120,
                 high_watermark_ppm: 950_000,
                 low_watermark_ppm: 800_000,
+                policy: EvictionPolicy::Adaptive,
             },
             nodes: rng.between(1, 3),
             clients: rng.between(2, 4),
@@ -110,6 +114,9 @@ impl Scenario {
             node_faults,
             restarts,
             jumps,
-        }
+        };
+        // Not drawn by itself, so that a seed stands for all else that it stood for.
+        drawn.settings.policy = POLICIES[usize::try_from(drawn.calm_at).unwrap_or(0) % POLICIES.len()];
+        drawn
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::list::Linked;
 use crate::core::record::RecordSlot;
 use crate::core::slab::Slot;
-use crate::core::{Core, List, Slab};
+use crate::core::{Core, EvictionPolicy, List, Slab};
 use memcache_types::extent_bytes;
 
 impl Core {
@@ -46,11 +46,14 @@ impl Core {
             let used: u64 = taken.iter().map(|(_, bytes)| bytes).sum();
             assert_eq!(used, segment.space.used_bytes(), "bytes in use");
             assert_eq!(segment.space.used_bytes() + segment.space.free_bytes(), segment.space.bytes());
-            let (alone, surplus) = (members(&segment.idle, &self.objects), members(&segment.surplus, &self.objects));
+            let alone: Vec<_> = segment.idle.iter(&self.objects).collect();
+            let surplus = members(&segment.surplus, &self.objects);
             assert!(alone.iter().all(|slot| self.is_alone(*slot)));
             assert!(surplus.iter().all(|slot| !self.is_alone(*slot)));
-            for list in [&alone, &surplus] {
-                let order: Vec<u64> = list.iter().map(|slot| self.objects[*slot].used).collect();
+            let by_use =
+                if self.settings.policy == EvictionPolicy::Lru { vec![&alone, &surplus] } else { vec![&surplus] };
+            for list in by_use {
+                let order: Vec<u64> = list.iter().map(|slot| self.objects[*slot].used()).collect();
                 assert!(order.is_sorted_by(|newer, older| newer > older), "idle objects are in the order of their use");
             }
             let idle = [alone, surplus].concat();

@@ -1,0 +1,82 @@
+//! Uses of objects, as the policy sees them.
+
+use super::Core;
+use super::clock::Millis;
+use super::index::Entry;
+use super::object::Object;
+use super::policy::{Mark, Shelved, Use};
+use super::slab::Slot;
+
+/// Uses of a key within so long are one: a look, the read that follows and the put of what comes next.
+const SOON_MS: u64 = 1000;
+
+/// When the present second began, and with which use.
+#[derive(Debug)]
+pub(super) struct Second {
+    from: Millis,
+    first: u64,
+}
+
+impl Second {
+    pub(super) const fn new(now: Millis) -> Self {
+        Self { from: now, first: 0 }
+    }
+}
+
+impl Core {
+    pub(super) fn use_of(&self, entry: Slot<Entry>, object: Slot<Object>) -> Use {
+        let bytes = self.objects[object].extent_bytes();
+        Use { now: self.now, hash: self.index.get(entry).hash(), bytes, keys: self.readable }
+    }
+
+    /// Gives a new object its mark; it is in no list yet. A further replica of a key has that of the others.
+    pub(super) fn count_seal(&mut self, slot: Slot<Object>) {
+        let Some(entry) = self.objects[slot].entry else { return };
+        let known = self.chain(entry).map(|other| self.objects[other].mark()).max().unwrap_or(0);
+        let mark = if known > 0 { known } else { self.policy.sealed(self.use_of(entry, slot)) };
+        self.objects[slot].set_mark(mark);
+    }
+
+    /// Marks all replicas of a key as used just now. Those under a lease, which is a use, move when it ends.
+    pub(super) fn touch(&mut self, entry: Slot<Entry>) {
+        let Some(mark) = self.count_use(entry) else { return };
+        let mut next = self.index.get(entry).object;
+        while let Some(slot) = next {
+            next = self.objects[slot].sibling;
+            if self.is_idle(slot) && self.policy.moves() {
+                self.leave_idle(slot);
+                self.objects[slot].set_mark(mark);
+                self.make_idle(slot);
+            } else {
+                let number = self.next_use();
+                let object = &mut self.objects[slot];
+                object.set_mark(mark);
+                if object.used() != 0 {
+                    object.set_used(number);
+                }
+            }
+        }
+    }
+
+    /// Gives the replicas of a key that a reader has just leased the mark of one more use.
+    pub(super) fn count_read(&mut self, entry: Slot<Entry>) {
+        let Some(mark) = self.count_use(entry) else { return };
+        let mut next = self.index.get(entry).object;
+        while let Some(slot) = next {
+            next = self.objects[slot].sibling;
+            if self.objects[slot].leases > 0 {
+                self.objects[slot].set_mark(mark);
+            }
+        }
+    }
+
+    /// The mark of a readable key that is used now.
+    fn count_use(&mut self, entry: Slot<Entry>) -> Option<Mark> {
+        let first = self.index.get(entry).object?;
+        if self.now.since(self.second.from) >= SOON_MS {
+            self.second = Second { from: self.now, first: self.uses + 1 };
+        }
+        let (used, before) = (self.objects[first].used(), self.objects[first].mark());
+        Some(self.policy.used(self.use_of(entry, first), before, used >= self.second.first))
+    }
+}
