@@ -162,17 +162,11 @@ fn reader(meta: &MetaServer) -> StoreOptions {
 
 fn owner(meta: &MetaServer) -> StoreOptions {
     let lend = LocalOptions {
-        bytes: 256 << 20,
         name: "owner".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        rdma_device: String::new(),
-        huge_pages: false,
         prefault: true,
         records: 1024,
-        persist: None,
         repair_bytes_per_s: 0,
+        ..LocalOptions::new(256 << 20)
     };
     StoreOptions { lend: Some(lend), ..StoreOptions::new(meta.address().clone()) }
 }

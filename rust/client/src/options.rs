@@ -64,6 +64,11 @@ impl StoreOptions {
 }
 
 impl LocalOptions {
+    /// The defaults of a standalone `LocalService` that lends `bytes`, for a pool of this host.
+    pub fn new(bytes: u64) -> Self {
+        Self { bytes, ..Self::from_config(&LocalConfig::default()) }
+    }
+
     /// Options of a standalone `LocalService`.
     pub fn from_config(config: &LocalConfig) -> Self {
         Self {

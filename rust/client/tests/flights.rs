@@ -28,17 +28,10 @@ fn meta() -> MetaServer {
 
 fn store(endpoint: &Endpoint, lend: u64, protocol: ProtocolChoice) -> Store {
     let lend = (lend > 0).then(|| LocalOptions {
-        bytes: lend,
         name: "test".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        huge_pages: false,
         prefault: false,
-        persist: None,
-        rdma_device: String::new(),
-        records: 0,
         repair_bytes_per_s: 0,
+        ..LocalOptions::new(lend)
     });
     let (endpoint, checksums, meta_address) = (endpoint.clone(), Checksums::Always, endpoint.clone());
     Store::open(&StoreOptions {

@@ -32,17 +32,11 @@ fn meta() -> MetaServer {
 
 fn options(meta: &MetaServer, lend: u64) -> StoreOptions {
     let lend = (lend > 0).then(|| LocalOptions {
-        bytes: lend,
         name: "test".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        huge_pages: false,
         prefault: false,
         records: 16,
-        persist: None,
-        rdma_device: String::new(),
         repair_bytes_per_s: 1 << 30,
+        ..LocalOptions::new(lend)
     });
     StoreOptions {
         lend,

@@ -30,28 +30,16 @@ fn meta(reservation_ttl_ms: u64) -> MetaServer {
 
 fn store(meta: &MetaServer, lend: u64, protocol: ProtocolChoice) -> Store {
     let lend = (lend > 0).then(|| LocalOptions {
-        bytes: lend,
         name: "test".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        rdma_device: String::new(),
-        huge_pages: false,
         prefault: false,
-        records: 0,
-        persist: None,
         repair_bytes_per_s: 1 << 30,
+        ..LocalOptions::new(lend)
     });
-    let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
-    let (rdma_device, replicas) = (String::new(), 1);
     Store::open(&StoreOptions {
-        endpoint,
         lend,
         protocol,
-        rdma_device,
         checksums,
-        replicas,
         transfer_threads: 2,
         ..StoreOptions::new(meta.address().clone())
     })

@@ -26,25 +26,15 @@ fn meta() -> MetaServer {
 
 fn store(meta: &MetaServer, lend: u64, repair_bytes_per_s: u64) -> Store {
     let lend = (lend > 0).then(|| LocalOptions {
-        bytes: lend,
         name: "test".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        rdma_device: String::new(),
-        huge_pages: false,
         prefault: false,
-        records: 0,
-        persist: None,
         repair_bytes_per_s,
+        ..LocalOptions::new(lend)
     });
     let options = StoreOptions {
-        endpoint: meta.address().clone(),
         lend,
-        rdma_device: String::new(),
         protocol: ProtocolChoice::Auto,
         checksums: Checksums::Always,
-        replicas: 1,
         transfer_threads: 2,
         ..StoreOptions::new(meta.address().clone())
     };

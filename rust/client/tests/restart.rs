@@ -46,28 +46,17 @@ fn lending(meta: &MetaServer, records: u32, protocol: ProtocolChoice) -> Store {
 
 fn open(meta: &MetaServer, lend: u64, records: u32, protocol: ProtocolChoice) -> Store {
     let lend = (lend > 0).then(|| LocalOptions {
-        bytes: lend,
         name: "test".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        rdma_device: String::new(),
-        huge_pages: false,
         prefault: false,
         records,
-        persist: None,
         repair_bytes_per_s: 1 << 30,
+        ..LocalOptions::new(lend)
     });
-    let endpoint = meta.address().clone();
     let checksums = Checksums::Always;
-    let (rdma_device, replicas) = (String::new(), 1);
     Store::open(&StoreOptions {
-        endpoint,
         lend,
         protocol,
-        rdma_device,
         checksums,
-        replicas,
         transfer_threads: 2,
         ..StoreOptions::new(meta.address().clone())
     })
@@ -216,17 +205,11 @@ impl Drop for Name {
 fn node_on(meta: &MetaServer, name: &Name) -> (LocalService, Arc<Book>) {
     let book = Book::open(meta.address().clone()).unwrap();
     let options = LocalOptions {
-        bytes: LENT,
         name: "kept".to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        huge_pages: false,
         prefault: false,
-        records: 0,
         persist: Some(name.0.clone()),
-        rdma_device: String::new(),
         repair_bytes_per_s: 0,
+        ..LocalOptions::new(LENT)
     };
     let node = LocalService::start(Arc::clone(&book), &options).unwrap();
     assert!(node.wait_joined(soon()));

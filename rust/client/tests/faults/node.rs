@@ -21,17 +21,11 @@ pub(crate) fn file_of(name: &str) -> Option<PathBuf> {
 
 pub(crate) fn open(endpoint: &Endpoint, lend: Option<&str>, protocol: ProtocolChoice) -> Store {
     let lend = lend.map(|name| LocalOptions {
-        bytes: LENT,
         name: name.to_owned(),
-        protocol: ProtocolChoice::Auto,
-        data_host: "127.0.0.1".to_owned(),
-        data_port: 0,
-        rdma_device: String::new(),
-        huge_pages: false,
         prefault: false,
-        records: 0,
         persist: file_of(name),
         repair_bytes_per_s: 0,
+        ..LocalOptions::new(LENT)
     });
     let usual = StoreOptions::new(endpoint.clone());
     let options = StoreOptions { lend, protocol, checksums: Checksums::Always, transfer_threads: 2, ..usual };
