@@ -101,7 +101,7 @@ class Store:
         when one of them is; the pool makes the others. ``preferred_nodes``: ids as in :meth:`status`, to be used before
         all other nodes, in this order, where they have free space.
         """
-        return _put_result(
+        return self._put_result(
             self._core.put([key], [value], False, False, timeout_ms, replica_num, _nodes(preferred_nodes)),
             _nbytes(value),
         )
@@ -123,7 +123,7 @@ class Store:
 
     def put_layers(self, key: Key, buffers: Sequence[Buffer], timeout_ms: int | None = None) -> PutStatus:
         """Stores several buffers, in order, as one object."""
-        return _put_result(self._core.put([key], [buffers], True, False, timeout_ms), sum(map(_nbytes, buffers)))
+        return self._put_result(self._core.put([key], [buffers], True, False, timeout_ms), sum(map(_nbytes, buffers)))
 
     def get_layers(self, key: Key, buffers: Sequence[Buffer], timeout_ms: int | None = None) -> int | None:
         """Reads one object into several buffers, in order; its length in bytes, or ``None`` if it is not there."""
@@ -358,6 +358,28 @@ class Store:
     ) -> None:
         self.close()
 
+    def _put_result(self, statuses: Statuses, nbytes: int) -> PutStatus:
+        status = PutStatus(int(statuses[0]))
+        match status:
+            case PutStatus.STORED | PutStatus.PRESENT | PutStatus.PENDING:
+                return status
+            case PutStatus.NO_SPACE:
+                raise NoSpace(f"no node has room for {nbytes} bytes, even after eviction")
+            case PutStatus.TOO_LARGE:
+                raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool{self._longest()}")
+            case PutStatus.TIMEOUT:
+                raise Timeout(f"putting {nbytes} bytes took longer than its deadline")
+            case _:
+                raise Unavailable(f"{nbytes} bytes could not be stored: {status.name.lower()}")
+
+    def _longest(self) -> str:
+        """What the largest segment holds, for the text of an error; nothing where that cannot be told now."""
+        try:
+            longest = max((node["capacity_bytes"] for node in self.status()["nodes"]), default=0)
+        except (Unavailable, Timeout):
+            return ""
+        return f"; the largest has {longest} bytes"
+
 
 def fingerprint_digest(scope: str, fields: Mapping[str, str]) -> bytes:
     """BLAKE2b, 16 bytes, over scope and fields in sorted order, each text preceded by its length."""
@@ -376,21 +398,6 @@ def _nodes(nodes: Sequence[str] | None) -> list[str] | None:
 def _nbytes(buffer: Buffer) -> int:
     nbytes = getattr(buffer, "nbytes", None)
     return int(nbytes) if nbytes is not None else memoryview(buffer).nbytes
-
-
-def _put_result(statuses: Statuses, nbytes: int) -> PutStatus:
-    status = PutStatus(int(statuses[0]))
-    match status:
-        case PutStatus.STORED | PutStatus.PRESENT | PutStatus.PENDING:
-            return status
-        case PutStatus.NO_SPACE:
-            raise NoSpace(f"no node has room for {nbytes} bytes, even after eviction")
-        case PutStatus.TOO_LARGE:
-            raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool")
-        case PutStatus.TIMEOUT:
-            raise Timeout(f"putting {nbytes} bytes took longer than its deadline")
-        case _:
-            raise Unavailable(f"{nbytes} bytes could not be stored: {status.name.lower()}")
 
 
 def _get_result(statuses: Statuses, nbytes: int) -> int | None:
