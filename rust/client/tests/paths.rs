@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use memcache_client::path::StagingOptions;
 use memcache_client::path::costs::CostSource;
 
-use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
+use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, RelayOptions, Store, StoreOptions};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_device::{Device, Direction, Space, TwinDevice, TwinFault, TwinOptions, TwinTime};
 use memcache_meta::MetaServer;
@@ -42,9 +42,25 @@ fn options(meta: &MetaServer, lend: u64) -> StoreOptions {
         lend,
         transfer_threads: 2,
         costs: CostSource::Fixed(Box::default()),
-        staging: StagingOptions { slot_bytes: 256 << 10, slots: 2, transfers_max: 2 },
+        staging: STAGING,
         ..StoreOptions::new(meta.address().clone())
     }
+}
+
+const STAGING: StagingOptions = StagingOptions { slot_bytes: 256 << 10, slots: 2, transfers_max: 2 };
+
+/// An owner that relays through this device.
+fn relaying(meta: &MetaServer, lend: u64, device: &TwinDevice) -> StoreOptions {
+    let mut options = options(meta, lend);
+    let relay = RelayOptions { device: Arc::new(device.clone()), staging: STAGING };
+    options.lend = options.lend.map(|lend| LocalOptions { relay: Some(relay), ..lend });
+    options
+}
+
+/// The device of an owner.
+fn other_twin() -> TwinDevice {
+    let time = TwinTime::Virtual;
+    TwinDevice::new(TwinOptions { ordinal: 1, arena_bytes: 8 << 20, time, ..TwinOptions::default() }).unwrap()
 }
 
 fn twin(batch_copies_max: usize) -> TwinDevice {
@@ -122,7 +138,8 @@ const SHAPES: [(usize, usize); 9] =
 
 fn round_trip(path: Path, protocol: ProtocolChoice, checksums: Checksums, batch: usize) {
     let meta = meta();
-    let _owner = Store::open(&options(&meta, 16 << 20)).unwrap();
+    let theirs = other_twin();
+    let _owner = Store::open(&relaying(&meta, 16 << 20, &theirs)).unwrap();
     let choice = PathChoice::Forced(path);
     let store = Store::open(&StoreOptions { path: choice, protocol, checksums, ..options(&meta, 0) }).unwrap();
     let device = twin(batch);
@@ -171,6 +188,14 @@ fn path_0_over_shared_memory() {
 fn path_0_over_tcp() {
     round_trip(Path::Host, ProtocolChoice::HostTcp, Checksums::Always, 4096);
     round_trip(Path::Host, ProtocolChoice::HostTcp, Checksums::Off, 64);
+}
+
+#[test]
+fn path_1() {
+    for protocol in [ProtocolChoice::HostShm, ProtocolChoice::HostTcp] {
+        round_trip(Path::Relay, protocol, Checksums::Always, 4096);
+        round_trip(Path::Relay, protocol, Checksums::Off, 64);
+    }
 }
 
 #[test]

@@ -105,7 +105,7 @@ pub fn session(input: &[u8]) {
     }
     peer.shutdown(std::net::Shutdown::Write).expect("a socket can be closed");
     let started = Instant::now();
-    Session::new(Arc::new(socket), Arc::clone(&segment), TOKEN).run("fuzzer");
+    Session::new(Arc::new(socket), Arc::clone(&segment), TOKEN, None).run("fuzzer");
     assert!(started.elapsed() < PATIENCE, "the session outlived its peer");
     let mut replies = Vec::new();
     // Ends in a reset where the session hung up on bytes that it had not read.
