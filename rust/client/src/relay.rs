@@ -271,3 +271,33 @@ impl fmt::Debug for Lease {
 fn failed(error: &DeviceError) -> RelayRefusal {
     RelayRefusal::Failed { why: error.to_string() }
 }
+
+#[cfg(test)]
+mod tests {
+    use memcache_device::{TwinDevice, TwinOptions};
+    use memcache_memory::SegmentOptions;
+
+    use super::*;
+
+    #[test]
+    fn a_set_that_was_not_given_back_rests_and_outlives_its_owner() {
+        let options = SegmentOptions { huge_pages: false, prefault: false };
+        let segment = Arc::new(Segment::create(1 << 20, &options).unwrap());
+        let device = TwinDevice::new(TwinOptions { arena_bytes: 1 << 20, ..TwinOptions::default() }).unwrap();
+        let staging = StagingOptions { slot_bytes: 4096, slots: 2, transfers_max: 2 };
+        let owner = RelayOwner::open(&RelayOptions { device: Arc::new(device.clone()), staging }, &segment).unwrap();
+        let mut vanished = owner.lease().unwrap();
+        vanished.rest_until(Instant::now());
+        drop(vanished);
+        let released = owner.lease().unwrap();
+        assert_eq!(owner.lease().map(drop), Err(RelayRefusal::Busy), "a set whose peer may still copy to it");
+        released.release();
+        drop(owner);
+        assert!(device.used_bytes() > 0, "staging was freed under a peer");
+        let until = Instant::now() + Duration::from_secs(10);
+        while device.used_bytes() > 0 {
+            assert!(Instant::now() < until, "staging was never freed");
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}

@@ -32,6 +32,8 @@ pub(crate) use link::RelayedLink;
 pub(crate) use session::RelaySession;
 
 pub(crate) use frame::{RELAY_BODY_MAX, decode_request, encode_reply};
+#[cfg(any(test, feature = "fuzzing"))]
+pub(crate) use frame::{decode_reply, encode_request};
 
 /// Most runs of one step.
 pub const RELAY_RUNS_MAX: usize = 1024;
