@@ -67,7 +67,7 @@ pub struct LocalOptions {
     pub persist: Option<PathBuf>,
     /// Bytes a second to copy into this memory for replicas that others lost; 0 for none.
     pub repair_bytes_per_s: u64,
-    /// A device for peers with such devices to come through (path 1). `None`: there is none.
+    /// A device for peers with such devices to come through (path 1).
     pub relay: Option<RelayOptions>,
 }
 
