@@ -120,7 +120,7 @@ faults: ## 10,000 random faults of a TCP link, 2,000 of a whole pool (FAULTS=500
 	FAULTS=$(POOL_FAULTS) FAULTS_SEED=$(FAULTS_SEED) cargo test --release -p memcache-client --test faults -- --nocapture
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := request reply descriptor session replies wire
+FUZZ_TARGETS := request reply descriptor session replies relay wire
 
 .PHONY: fuzz
 fuzz: ## every decoder of bytes from the network under cargo-fuzz, FUZZ_SECONDS=60 each; installs cargo-fuzz if missing

@@ -151,4 +151,5 @@ def explain_shape(
     way: str,
     costs: str | None,
     checksum: bool,
+    relay: bool,
 ) -> dict[str, Any]: ...

@@ -72,6 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--way", default="get", choices=("get", "put"))
     plan.add_argument("--costs", help="file of costs (default: what this machine has measured, else defaults)")
     plan.add_argument("--no-checksum", action="store_true", help="payloads without a checksum")
+    plan.add_argument("--relay", action="store_true", help="the owner relays through a device like this one (path 1)")
     plan.add_argument("--json", action="store_true", help="print JSON")
     return parser
 
@@ -90,6 +91,7 @@ def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         options.way,
         options.costs,
         not options.no_checksum,
+        options.relay,
     )
     return found, found.pop("text").rstrip()
 

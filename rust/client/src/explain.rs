@@ -30,6 +30,8 @@ pub struct Question {
     pub payload_bytes: u64,
     /// How the owner would be reached.
     pub protocol: Protocol,
+    /// Whether the owner relays through a device that the pieces' device has a link to, with as much staging as this side.
+    pub relay: bool,
     /// The memory the pieces are in; `None`: host memory.
     pub device: Option<Arc<dyn Device>>,
     /// A forced path, or the fastest.
@@ -58,7 +60,10 @@ pub fn explain(question: &Question) -> Result<TransferPlan, StoreError> {
         source => Costs::open(source)?.named(protocol, &*device),
     };
     let lists: Vec<ScatterList> = (0..objects).map(|_| pieces_of(payload_bytes, pieces)).collect();
-    let peer = imagined(protocol, &local, costs, question.summed);
+    let mut peer = imagined(protocol, &local, &costs, question.summed);
+    if let Some(staging) = local.staging.filter(|_| question.relay && device.links_devices()) {
+        peer.relay = Ok(staging);
+    }
     made(question.way, question.choice, peer, &local, &lists)
 }
 
@@ -91,7 +96,7 @@ impl Store {
         if peers.is_empty() {
             let costs = |protocol| inner.paths.costs.named(protocol, &*state.device);
             let roads = [Protocol::HostShm, Protocol::HostTcp].into_iter();
-            peers = roads.map(|protocol| imagined(protocol, &local, costs(protocol), summed)).collect();
+            peers = roads.map(|protocol| imagined(protocol, &local, &costs(protocol), summed)).collect();
         }
         let choice = inner.paths.choice();
         peers.into_iter().map(|peer| made(way, choice, peer, &local, buffers.lists())).collect()
@@ -110,7 +115,7 @@ fn made(
 }
 
 /// A peer as it will be once its link is open.
-fn imagined(protocol: Protocol, local: &LocalView, costs: CostModel, summed: bool) -> PeerView {
+fn imagined(protocol: Protocol, local: &LocalView, costs: &CostModel, summed: bool) -> PeerView {
     let is_mapped = matches!(protocol, Protocol::Local | Protocol::HostShm);
     let reach = if is_mapped || local.cpu_touches {
         Ok(())
@@ -132,7 +137,7 @@ fn imagined(protocol: Protocol, local: &LocalView, costs: CostModel, summed: boo
         relay: Err("its owner offers no relay".to_owned()),
         summed,
         cpu_sees_region: is_mapped,
-        costs,
+        costs: *costs,
     }
 }
 
@@ -174,6 +179,7 @@ mod tests {
             pieces,
             payload_bytes,
             protocol: Protocol::HostShm,
+            relay: false,
             device: None,
             choice: PathChoice::Auto,
             costs: CostSource::Fixed(Box::default()),
@@ -193,6 +199,11 @@ mod tests {
         assert_eq!(staged.considered[0].pieces, 122);
         let far = Question { device: Some(device), protocol: Protocol::HostTcp, ..question(122, 124_928) };
         assert_eq!(explain(&far).unwrap().groups[0].path, Path::Host);
+        let relayed = explain(&Question { relay: true, ..far.clone() }).unwrap();
+        assert!(relayed.considered[0].times_ns[1].is_ok(), "{relayed}");
+        let unrelayed = explain(&Question { choice: PathChoice::Forced(Path::Relay), ..far.clone() }).unwrap_err();
+        let said = unrelayed.to_string();
+        assert!(said.contains("path 1 to host_tcp") && said.contains("offers no relay"), "{said}");
         let forced = explain(&Question { choice: PathChoice::Forced(Path::Direct), ..far }).unwrap_err();
         assert!(forced.to_string().contains("cannot address it"), "{forced}");
     }

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use memcache_memory::holdings::{Holdings, Identity, Shape};
 use memcache_memory::{PersistLock, PersistOptions, Persisted, Segment, SegmentOptions};
 use memcache_proto::pb::{self, reply, request};
-use memcache_transport::{Fabric, ProtocolChoice, RegionServer, ServerOptions};
+use memcache_transport::{Fabric, ProtocolChoice, RegionServer, RelayHost, ServerOptions};
 use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use memcache_types::{Epoch, Incarnation, NodeId, Tier};
 use parking_lot::{Condvar, Mutex};
@@ -18,6 +18,7 @@ use crate::book::{Book, BookError};
 use crate::error::{InvalidCall, StoreError};
 use crate::listing::Listing;
 use crate::random::random_id;
+use crate::relay::{RelayOptions, RelayOwner};
 use crate::repair::Copier;
 use crate::roads::rdma;
 
@@ -66,6 +67,8 @@ pub struct LocalOptions {
     pub persist: Option<PathBuf>,
     /// Bytes a second to copy into this memory for replicas that others lost; 0 for none.
     pub repair_bytes_per_s: u64,
+    /// A device for peers with such devices to come through (path 1).
+    pub relay: Option<RelayOptions>,
 }
 
 /// What the book said to a join.
@@ -127,7 +130,9 @@ impl LocalService {
         table.set_incarnation(incarnation.get());
         let previous = Some(table.epoch()).filter(|epoch| *epoch != 0).map(Epoch::new);
         let rdma = rdma(options.protocol, &options.rdma_device)?;
-        let server = RegionServer::start_with(
+        let relay = options.relay.as_ref().map(|relay| RelayOwner::open(relay, &segment)).transpose()?;
+        let relay = relay.map(|host| (host.device(), Arc::new(host) as Arc<dyn RelayHost>));
+        let server = RegionServer::start_relaying(
             Arc::clone(&segment),
             &ServerOptions {
                 protocols: options.protocol,
@@ -135,6 +140,7 @@ impl LocalService {
                 data_port: options.data_port,
             },
             rdma.as_deref(),
+            relay.as_ref().map(|(device, host)| (device.as_str(), Arc::clone(host))),
         )?;
         let join = pb::Join {
             node: node.get(),

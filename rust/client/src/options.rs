@@ -38,6 +38,7 @@ impl StoreOptions {
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
             persist: (!config.persist.is_empty()).then(|| config.persist.clone().into()),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
+            relay: None,
         });
         let cores = available_parallelism().map_or(1, std::num::NonZero::get);
         let transfer_threads = match usize::try_from(config.transfer_threads) {
@@ -83,6 +84,7 @@ impl LocalOptions {
             records: u32::try_from(config.holdings_slots).unwrap_or(u32::MAX),
             persist: (!config.persist.is_empty()).then(|| config.persist.clone().into()),
             repair_bytes_per_s: config.repair_bytes_per_s.get(),
+            relay: None,
         }
     }
 }

@@ -1,128 +1,38 @@
 //! All paths against the twin device, through a real pool: byte-exact both ways, trailers and checksums kept, and nothing
 //! written after a call has ended.
 
-#![allow(clippy::unwrap_used, reason = "a test that cannot go on says where")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    reason = "a test that cannot go on says where; an owner in a process of its own talks on stdout"
+)]
+
+#[path = "paths/pool.rs"]
+mod pool;
+#[path = "paths/relay.rs"]
+mod relay;
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_client::path::StagingOptions;
 use memcache_client::path::costs::CostSource;
-
-use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
-use memcache_config::{Endpoint, MetaConfig};
-use memcache_device::{Device, Direction, Space, TwinDevice, TwinFault, TwinOptions, TwinTime};
-use memcache_meta::MetaServer;
+use memcache_client::{Buffers, Checksums, PutOptions, Store, StoreOptions};
+use memcache_device::{Direction, TwinCost, TwinDevice, TwinFault, TwinOptions, TwinTime};
 use memcache_testkit::rng::{Rng, pattern};
 use memcache_transport::ProtocolChoice;
 use memcache_transport::plan::{CostModel, Leg, LegCost, Path, PathChoice, Way};
-use memcache_types::{GetStatus, KeyBatch, Piece, PutStatus, ScatterList};
+use memcache_types::{GetStatus, Piece, PutStatus, ScatterList};
 
-const ARENA: u64 = 64 << 20;
-
-fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(20)
-}
-
-fn meta() -> MetaServer {
-    let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
-    MetaServer::start(&MetaConfig { listen, ..MetaConfig::default() }).unwrap()
-}
-
-fn options(meta: &MetaServer, lend: u64) -> StoreOptions {
-    let lend = (lend > 0).then(|| LocalOptions {
-        name: "test".to_owned(),
-        prefault: false,
-        records: 16,
-        repair_bytes_per_s: 1 << 30,
-        ..LocalOptions::new(lend)
-    });
-    StoreOptions {
-        lend,
-        transfer_threads: 2,
-        costs: CostSource::Fixed(Box::default()),
-        staging: StagingOptions { slot_bytes: 256 << 10, slots: 2, transfers_max: 2 },
-        ..StoreOptions::new(meta.address().clone())
-    }
-}
-
-fn twin(batch_copies_max: usize) -> TwinDevice {
-    let time = TwinTime::Virtual;
-    TwinDevice::new(TwinOptions { arena_bytes: ARENA, batch_copies_max, time, ..TwinOptions::default() }).unwrap()
-}
-
-/// Tensors in a twin: one allocation, objects in pieces of any length with gaps between them.
-struct Tensors {
-    lists: Vec<ScatterList>,
-    memory: memcache_device::Allocation,
-    device: TwinDevice,
-}
-
-impl Tensors {
-    fn new(device: &TwinDevice, shapes: &[(usize, usize)], rng: &mut Rng) -> Self {
-        let total: usize = shapes.iter().map(|(bytes, pieces)| bytes + pieces * 70).sum();
-        let memory = device.allocate(Space::Device, total as u64).unwrap();
-        device.plant(memory.address(), &vec![0xa5; total]);
-        let mut at = memory.address();
-        let lists = shapes
-            .iter()
-            .map(|(bytes, pieces)| {
-                let mut cuts: Vec<usize> = (1..*pieces).map(|_| rng.index(bytes + 1)).collect();
-                cuts.extend([0, *bytes]);
-                cuts.sort_unstable();
-                let piece = |cut: &[usize]| {
-                    let piece = Piece { address: at + rng.below(70), bytes: (cut[1] - cut[0]) as u64 };
-                    at = piece.address + piece.bytes;
-                    piece
-                };
-                cuts.windows(2).map(piece).collect()
-            })
-            .collect();
-        Self { lists, memory, device: device.clone() }
-    }
-
-    fn buffers(&self) -> Buffers {
-        // SAFETY: the allocation is held by its keep, and nobody else uses it during a call.
-        unsafe { Buffers::on_device(self.lists.clone(), self.memory.keep(), Arc::new(self.device.clone())) }
-    }
-
-    fn fill(&self, index: usize, object: &[u8]) {
-        let mut rest = object;
-        for piece in self.lists[index].pieces() {
-            let (part, after) = rest.split_at(usize::try_from(piece.bytes).unwrap());
-            self.device.plant(piece.address, part);
-            rest = after;
-        }
-    }
-
-    fn object(&self, index: usize) -> Vec<u8> {
-        let pieces = self.lists[index].pieces().iter();
-        pieces.flat_map(|piece| self.device.inspect(piece.address, usize::try_from(piece.bytes).unwrap())).collect()
-    }
-
-    /// Panics if a byte outside the pieces has changed.
-    fn check_guards(&self) {
-        let mut all = self.device.inspect(self.memory.address(), usize::try_from(self.memory.bytes()).unwrap());
-        for piece in self.lists.iter().flat_map(ScatterList::pieces) {
-            let start = usize::try_from(piece.address - self.memory.address()).unwrap();
-            all[start..start + usize::try_from(piece.bytes).unwrap()].fill(0xa5);
-        }
-        assert!(all.iter().all(|byte| *byte == 0xa5), "bytes outside the pieces were written");
-    }
-}
-
-fn names(prefix: &str, count: usize) -> KeyBatch {
-    let names: Vec<String> = (0..count).map(|at| format!("{prefix}/{at}")).collect();
-    KeyBatch::from_keys(&names).unwrap()
-}
+use pool::{ARENA, Tensors, meta, names, options, other_twin, relaying, soon, twin};
 
 const SHAPES: [(usize, usize); 9] =
     [(0, 1), (1, 1), (63, 3), (64, 1), (4096, 122), (100_000, 7), (262_144, 1), (1_000_003, 122), (700_000, 900)];
 
 fn round_trip(path: Path, protocol: ProtocolChoice, checksums: Checksums, batch: usize) {
     let meta = meta();
-    let _owner = Store::open(&options(&meta, 16 << 20)).unwrap();
+    let theirs = other_twin();
+    let _owner = Store::open(&relaying(&meta, 16 << 20, &theirs)).unwrap();
     let choice = PathChoice::Forced(path);
     let store = Store::open(&StoreOptions { path: choice, protocol, checksums, ..options(&meta, 0) }).unwrap();
     let device = twin(batch);
@@ -171,6 +81,14 @@ fn path_0_over_shared_memory() {
 fn path_0_over_tcp() {
     round_trip(Path::Host, ProtocolChoice::HostTcp, Checksums::Always, 4096);
     round_trip(Path::Host, ProtocolChoice::HostTcp, Checksums::Off, 64);
+}
+
+#[test]
+fn path_1() {
+    for protocol in [ProtocolChoice::HostShm, ProtocolChoice::HostTcp] {
+        round_trip(Path::Relay, protocol, Checksums::Always, 4096);
+        round_trip(Path::Relay, protocol, Checksums::Off, 64);
+    }
 }
 
 #[test]
@@ -229,8 +147,8 @@ fn host_memory_can_be_staged_too() {
 #[test]
 fn a_device_that_fails_or_stalls_fails_the_call_and_works_again() {
     let meta = meta();
-    let _owner = Store::open(&options(&meta, 16 << 20)).unwrap();
-    for path in [Path::Host, Path::Staged, Path::Direct] {
+    let _owner = Store::open(&relaying(&meta, 16 << 20, &other_twin())).unwrap();
+    for path in Path::ALL {
         let choice = PathChoice::Forced(path);
         let store = Store::open(&StoreOptions { path: choice, ..options(&meta, 0) }).unwrap();
         let device = twin(4096);
@@ -308,41 +226,53 @@ fn costs_of(options: &TwinOptions) -> CostModel {
         (Leg::DeviceLocal, Direction::Local),
         (Leg::PeerToDevice, Direction::PeerToDevice),
         (Leg::DeviceToPeer, Direction::DeviceToPeer),
+        (Leg::LinkToDevice, Direction::LinkToDevice),
+        (Leg::DeviceToLink, Direction::DeviceToLink),
     ];
     for (leg, direction) in legs {
-        let cost = options.costs[direction as usize];
-        let (batch_ns, piece_ns, bytes_per_s) = (cost.batch_ns, cost.copy_ns, cost.bytes_per_s);
-        costs = costs.with(leg, LegCost { batch_ns, piece_ns, bytes_per_s });
+        costs = costs.with(leg, cost_of(options.costs[direction as usize]));
     }
     costs
 }
 
-#[test]
-fn what_is_predicted_is_what_the_device_accounts() {
+fn cost_of(TwinCost { batch_ns, copy_ns, bytes_per_s }: TwinCost) -> LegCost {
+    LegCost { batch_ns, piece_ns: copy_ns, bytes_per_s }
+}
+
+/// Whether the plans' times are those the device accounts, with an owner's device that copies at this speed and a link that
+/// does at that; the paths chosen.
+fn predicted_is_accounted(far_bytes_per_s: u64, link_bytes_per_s: u64) -> BTreeSet<Path> {
     let meta = meta();
-    let _owner = Store::open(&options(&meta, 24 << 20)).unwrap();
     let time = TwinTime::Virtual;
-    let twin_options = TwinOptions { arena_bytes: ARENA, batch_copies_max: 1000, time, ..TwinOptions::default() };
-    let device = TwinDevice::new(twin_options).unwrap();
-    let costs = CostSource::Fixed(Box::new(costs_of(&twin_options)));
+    let mut twin_options = TwinOptions { arena_bytes: ARENA, batch_copies_max: 1000, time, ..TwinOptions::default() };
+    let mut far_options = TwinOptions { ordinal: 1, ..twin_options };
+    for direction in [Direction::PeerToDevice, Direction::DeviceToPeer] {
+        far_options.costs[direction as usize].bytes_per_s = far_bytes_per_s;
+    }
+    for direction in [Direction::LinkToDevice, Direction::DeviceToLink] {
+        twin_options.costs[direction as usize].bytes_per_s = link_bytes_per_s;
+    }
+    let (device, far) = (TwinDevice::new(twin_options).unwrap(), TwinDevice::new(far_options).unwrap());
+    let _owner = Store::open(&relaying(&meta, 24 << 20, &far)).unwrap();
+    let relay = cost_of(far_options.costs[Direction::PeerToDevice as usize]);
+    let costs = CostSource::Fixed(Box::new(costs_of(&twin_options).with(Leg::Relay, relay)));
     let store = |path| {
         let (costs, checksums) = (costs.clone(), Checksums::Off);
         Store::open(&StoreOptions { path, costs, checksums, ..options(&meta, 0) }).unwrap()
     };
     let auto = store(PathChoice::Auto);
+    let forced = Path::ALL.map(|path| (path, store(PathChoice::Forced(path))));
     let mut chosen = BTreeSet::new();
     for (number, (bytes, pieces)) in
         [(256, 1), (1 << 20, 1), (122 * 1024, 122), (1 << 20, 1024), (1 << 20, 4096), (4 << 20, 4), (3_000_001, 122)]
             .into_iter()
             .enumerate()
     {
-        let shapes = vec![(bytes, pieces); 3];
-        let tensors = Tensors::new(&device, &shapes, &mut Rng::new(number as u64));
+        let tensors = Tensors::new(&device, &[(bytes, pieces); 3], &mut Rng::new(number as u64));
         let buffers = tensors.buffers();
         let keys = names(&number.to_string(), 3);
         let mut fastest = u64::MAX;
-        for path in [Path::Host, Path::Staged, Path::Direct] {
-            let store = store(PathChoice::Forced(path));
+        for (path, store) in &forced {
             for way in [Way::Put, Way::Get] {
                 let before = device.now_ns();
                 match way {
@@ -361,9 +291,19 @@ fn what_is_predicted_is_what_the_device_accounts() {
             }
             assert_eq!(store.remove(&keys, soon()).unwrap(), [true; 3]);
         }
+        assert_eq!(auto.put(&keys, &buffers, &PutOptions::default(), soon()).unwrap(), [PutStatus::Stored; 3]);
         let plan = &auto.explain_plan(Way::Get, &buffers).unwrap()[0];
         assert_eq!(plan.predicted_ns(), fastest, "another path than the fastest:\n{plan}");
         chosen.extend(plan.groups.iter().map(|group| group.path));
+        assert_eq!(auto.remove(&keys, soon()).unwrap(), [true; 3]);
     }
+    chosen
+}
+
+#[test]
+fn what_is_predicted_is_what_the_device_accounts() {
+    let chosen = predicted_is_accounted(2_000_000_000, 3_000_000_000);
     assert!(chosen.len() > 1, "one path was best everywhere: {chosen:?}");
+    let chosen = predicted_is_accounted(20_000_000_000, 20_000_000_000);
+    assert!(chosen.contains(&Path::Relay), "a fast link was never taken: {chosen:?}");
 }

@@ -22,12 +22,23 @@ pub enum Direction {
     PeerToDevice,
     /// From the device to such memory.
     DeviceToPeer,
+    /// From another device's memory, made addressable by [`import`](crate::Device::import), to the device.
+    LinkToDevice,
+    /// From the device to such memory.
+    DeviceToLink,
 }
 
 impl Direction {
     /// All directions.
-    pub const ALL: [Self; 5] =
-        [Self::HostToDevice, Self::DeviceToHost, Self::Local, Self::PeerToDevice, Self::DeviceToPeer];
+    pub const ALL: [Self; 7] = [
+        Self::HostToDevice,
+        Self::DeviceToHost,
+        Self::Local,
+        Self::PeerToDevice,
+        Self::DeviceToPeer,
+        Self::LinkToDevice,
+        Self::DeviceToLink,
+    ];
 
     /// Its name in messages.
     pub const fn name(self) -> &'static str {
@@ -37,6 +48,8 @@ impl Direction {
             Self::Local => "inside the device",
             Self::PeerToDevice => "peer to device",
             Self::DeviceToPeer => "device to peer",
+            Self::LinkToDevice => "another device to device",
+            Self::DeviceToLink => "device to another device",
         }
     }
 }

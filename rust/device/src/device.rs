@@ -12,6 +12,9 @@ use crate::error::DeviceError;
 /// Whatever must stay as it is while something uses it: memory, a mapping, a registration.
 pub type Keep = Arc<dyn Any + Send + Sync>;
 
+/// Longest text of [`Device::export`], in bytes.
+pub const EXPORT_BYTES_MAX: usize = 1024;
+
 /// Which device.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct DeviceId {
@@ -83,6 +86,44 @@ pub trait Device: Send + Sync + Debug {
     /// # Safety
     /// The range stays mapped, readable and writable while `keep` lives. Others may read and write it at any time.
     unsafe fn reach(&self, range: HostRange, keep: Keep) -> Result<Reach, DeviceError>;
+
+    /// Whether [`export`](Self::export) and [`import`](Self::import) can work: there is a link between devices.
+    fn links_devices(&self) -> bool {
+        false
+    }
+
+    /// Lets devices of other nodes copy from and to this memory of [`Space::Device`] for as long as it is allocated: the
+    /// bytes that tell them how, at most [`EXPORT_BYTES_MAX`]. Whoever has them can.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] where there is no link between devices, or the memory is of another kind.
+    fn export(&self, memory: &Allocation) -> Result<Vec<u8>, DeviceError> {
+        let _ = memory;
+        Err(DeviceError::Unsupported { device: self.id().to_string(), what: "a link between devices" })
+    }
+
+    /// Makes memory that another device exported addressable for the engine in the directions
+    /// [`Direction::LinkToDevice`] and [`Direction::DeviceToLink`]. Undone when dropped. Slow. Whoever exported it may
+    /// change it at any time; when it stopped being what it was is for the two nodes to agree on.
+    ///
+    /// # Errors
+    /// [`DeviceError::Unsupported`] where there is no link between devices; [`DeviceError::BadExport`] if the bytes
+    /// lead nowhere. Any bytes may be given.
+    fn import(&self, export: &[u8]) -> Result<Reach, DeviceError> {
+        let _ = export;
+        Err(DeviceError::Unsupported { device: self.id().to_string(), what: "a link between devices" })
+    }
+
+    /// Where a simulated device's calling thread is in time, in nanoseconds; 0 for devices whose time is real. Messages
+    /// between nodes carry it, so that what two simulated devices do after one another is accounted so.
+    fn clock_ns(&self) -> u64 {
+        0
+    }
+
+    /// A message came that was sent at this time of another simulated device.
+    fn hear_clock(&self, ns: u64) {
+        let _ = ns;
+    }
 }
 
 /// Copies in order, beside the calling thread where the device can.

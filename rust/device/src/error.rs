@@ -58,6 +58,14 @@ pub enum DeviceError {
         /// What was asked for.
         what: &'static str,
     },
+    /// These bytes are not what a device of this kind exported, or what they name is gone.
+    #[error("{device}: an export that leads nowhere: {why}")]
+    BadExport {
+        /// Which device.
+        device: String,
+        /// What is wrong with it.
+        why: String,
+    },
     /// The device no longer answers, or did not stop when told to.
     #[error("{device}: lost: {why}")]
     Lost {

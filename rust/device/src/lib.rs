@@ -28,7 +28,9 @@ pub mod staging;
 pub mod twin;
 
 pub use address::{Copy, Direction, Space};
-pub use device::{Allocation, Device, DeviceCapabilities, DeviceId, Event, HostRange, Keep, Queue, Reach};
+pub use device::{
+    Allocation, Device, DeviceCapabilities, DeviceId, EXPORT_BYTES_MAX, Event, HostRange, Keep, Queue, Reach,
+};
 pub use error::DeviceError;
 pub use host::HostDevice;
 pub use staging::{StagingPool, StagingSet};

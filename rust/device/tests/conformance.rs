@@ -40,6 +40,18 @@ fn twin_with_narrow_limits() {
     device_suite::run(&(Arc::new(twin(options)) as Arc<dyn Device>));
 }
 
+#[test]
+fn twins_with_a_link() {
+    let beside = |options: TwinOptions| Arc::new(twin(TwinOptions { ordinal: 1, ..options })) as Arc<dyn Device>;
+    device_suite::run_linked(&(Arc::new(twin(quick())) as Arc<dyn Device>), &beside(quick()));
+    let narrow = TwinOptions { batch_copies_max: 3, copy_bytes_max: 4096, align: 64, ..quick() };
+    device_suite::run_linked(&(Arc::new(twin(narrow)) as Arc<dyn Device>), &beside(narrow));
+    let alone = twin(TwinOptions { links: false, ..quick() });
+    let memory = alone.allocate(Space::Device, 4096).unwrap();
+    assert!(!alone.links_devices());
+    assert!(matches!(alone.export(&memory), Err(DeviceError::Unsupported { .. })));
+}
+
 /// A batch of one copy from pinned memory, recorded.
 fn one_copy(device: &TwinDevice, keep: Keep) -> (Box<dyn memcache_device::Queue>, memcache_device::Event) {
     let source = device.allocate(Space::Pinned, 4096).unwrap();
@@ -98,7 +110,7 @@ fn a_wedged_engine_is_lost_and_keeps_what_it_may_still_write() {
 #[test]
 fn time_is_what_the_costs_say() {
     let cost = TwinCost { batch_ns: 1_000, copy_ns: 100, bytes_per_s: 1_000_000_000 };
-    let device = twin(TwinOptions { costs: [cost; 5], ..quick() });
+    let device = twin(TwinOptions { costs: [cost; 7], ..quick() });
     let (near, far) = (device.allocate(Space::Device, 8192).unwrap(), device.allocate(Space::Device, 8192).unwrap());
     let copy = Copy { source: near.address(), target: far.address(), bytes: 4096 };
     let pair = [copy, Copy { source: copy.source + 4096, target: copy.target + 4096, bytes: 4096 }];
@@ -121,13 +133,12 @@ fn one_twin_reaches_anothers_memory() {
     let (here, there) = (twin(quick()), twin(TwinOptions { ordinal: 1, ..quick() }));
     let (mine, theirs) = (here.allocate(Space::Device, 4096).unwrap(), there.allocate(Space::Device, 4096).unwrap());
     there.plant(theirs.address(), &pattern(9, 4096));
-    let reach =
-        here.import(there.arena_fd().try_clone_to_owned().unwrap(), TwinOptions::default().arena_bytes).unwrap();
-    let source = reach.address() + (theirs.address() - there.arena_address());
+    let reach = here.import(&there.export(&theirs).unwrap()).unwrap();
+    let source = reach.address();
     let mut queue = here.open_queue().unwrap();
     let copy = Copy { source, target: mine.address(), bytes: 4096 };
     // SAFETY: both ends are held until the wait is over.
-    unsafe { queue.submit(Direction::PeerToDevice, &[copy], reach.keep()) }.unwrap();
+    unsafe { queue.submit(Direction::LinkToDevice, &[copy], reach.keep()) }.unwrap();
     queue.record().unwrap().wait(soon()).unwrap();
     assert!(here.inspect(mine.address(), 4096) == pattern(9, 4096));
 }

@@ -11,7 +11,7 @@ use crate::errors::{InvalidArgument, store_error};
 
 /// How objects of one shape would move: no pool is needed, nothing moves.
 #[pyfunction]
-#[pyo3(signature = (pieces, payload_bytes, objects, protocol, device, path, way, costs, checksum))]
+#[pyo3(signature = (pieces, payload_bytes, objects, protocol, device, path, way, costs, checksum, relay))]
 #[allow(clippy::too_many_arguments, reason = "the Python side gives them names")]
 pub(crate) fn explain_shape<'py>(
     py: Python<'py>,
@@ -24,6 +24,7 @@ pub(crate) fn explain_shape<'py>(
     way: &str,
     costs: Option<std::path::PathBuf>,
     checksum: bool,
+    relay: bool,
 ) -> PyResult<Bound<'py, PyDict>> {
     let roads = [Protocol::Local, Protocol::HostShm, Protocol::HostRdma, Protocol::HostTcp];
     let protocol = roads.into_iter().find(|road| road.name() == protocol).ok_or_else(|| {
@@ -37,6 +38,7 @@ pub(crate) fn explain_shape<'py>(
         pieces,
         payload_bytes,
         protocol,
+        relay,
         device: device_by_name(device).map_err(|error| store_error(&error))?,
         choice: path.parse::<PathChoice>().map_err(|error: UnknownPath| InvalidArgument::new_err(error.to_string()))?,
         costs: costs.map_or(CostSource::Measured, CostSource::File),

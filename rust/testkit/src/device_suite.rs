@@ -5,7 +5,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_device::{Allocation, Copy, Device, DeviceError, Direction, HostRange, Keep, Queue, Space, StagingPool};
+use memcache_device::{
+    Allocation, Copy, Device, DeviceError, Direction, EXPORT_BYTES_MAX, HostRange, Keep, Queue, Space, StagingPool,
+};
 use memcache_memory::{Segment, SegmentOptions};
 
 use crate::rng::{Rng, pattern};
@@ -35,6 +37,17 @@ pub fn run(device: &Arc<dyn Device>) {
     for (name, case) in CASES {
         tell(&**device, name);
         case(device);
+    }
+}
+
+/// What two devices with a link between them must do. Panics with the first thing that is not as it should be.
+pub fn run_linked(one: &Arc<dyn Device>, other: &Arc<dyn Device>) {
+    assert!(one.links_devices() && other.links_devices());
+    for (near, far) in [(one, other), (other, one)] {
+        tell(&**near, "what another device exports is read and written");
+        linked(&**near, &**far);
+        tell(&**near, "bytes that are no export are refused");
+        wrong_exports(&**near, &**far);
     }
 }
 
@@ -211,6 +224,72 @@ fn peers(device: &Arc<dyn Device>) {
     let holders = Arc::strong_count(&segment);
     drop(reach);
     assert!(Arc::strong_count(&segment) < holders, "a dropped reach still holds the segment");
+}
+
+fn linked(near: &dyn Device, far: &dyn Device) {
+    let bytes = 1 << 20;
+    let object = pattern(11, 1 << 20);
+    // Something before and behind it, so that a place is told, not a whole memory.
+    let around = [(); 2].map(|()| far.allocate(Space::Device, 4096).expect("device memory"));
+    let theirs = far.allocate(Space::Device, 2 * bytes).expect("device memory");
+    let (mut queue, mut their_queue) = (near.open_queue().expect("a queue"), far.open_queue().expect("a queue"));
+    let source = pinned(far, &object);
+    submit(
+        far,
+        &mut *their_queue,
+        Direction::HostToDevice,
+        &cut(source.address(), theirs.address() + bytes, bytes, far),
+        &source.keep(),
+    );
+    finish(&mut *their_queue);
+    let export = far.export(&theirs).expect("its own memory");
+    assert!(export.len() <= EXPORT_BYTES_MAX, "an export of {} bytes", export.len());
+    let link = near.import(&export).expect("what a device exported");
+    assert_eq!(link.bytes(), theirs.bytes());
+    let mine = near.allocate(Space::Device, bytes).expect("device memory");
+    let inward = cut(link.address() + bytes, mine.address(), bytes, near);
+    submit(near, &mut *queue, Direction::LinkToDevice, &inward, &link.keep());
+    let outward = cut(mine.address(), link.address(), bytes, near);
+    submit(near, &mut *queue, Direction::DeviceToLink, &outward, &link.keep());
+    finish(&mut *queue);
+    assert!(download(near, &mut *queue, &mine) == object, "read otherwise over the link");
+    let found = download(far, &mut *their_queue, &theirs);
+    assert!(found[..1 << 20] == object, "written otherwise over the link");
+    assert!(found[1 << 20..] == object, "a copy over the link changed its source");
+    // Linked memory is no host's, and ends where it was said to.
+    let align = near.capabilities().align;
+    let past = Copy { source: link.address() + 2 * bytes, target: mine.address(), bytes: align };
+    let within = Copy { source: link.address(), ..past };
+    for (direction, copy) in [(Direction::LinkToDevice, past), (Direction::PeerToDevice, within)] {
+        // SAFETY: refused before anything is touched, which is what is checked.
+        let found = unsafe { queue.submit(direction, &[copy], nothing()) };
+        assert!(matches!(found, Err(DeviceError::InvalidCopy { .. })), "{direction:?}: {found:?}");
+    }
+    let gone = link.address();
+    drop((link, around));
+    let late = Copy { source: gone, target: mine.address(), bytes: align };
+    // SAFETY: as above.
+    assert!(unsafe { queue.submit(Direction::LinkToDevice, &[late], nothing()) }.is_err(), "a link that was dropped");
+}
+
+fn wrong_exports(near: &dyn Device, far: &dyn Device) {
+    let pinned = far.allocate(Space::Pinned, 4096).expect("pinned memory");
+    assert!(far.export(&pinned).is_err(), "host memory was exported");
+    let theirs = far.allocate(Space::Device, 4096).expect("device memory");
+    let export = far.export(&theirs).expect("its own memory");
+    let mut rng = Rng::new(7);
+    for length in 0..export.len() {
+        assert!(near.import(&export[..length]).is_err(), "{length} bytes of {}", export.len());
+    }
+    for _ in 0..500 {
+        let mut broken = export.clone();
+        let at = rng.index(broken.len());
+        broken[at] ^= 1 << rng.below(8);
+        // Whatever it leads to, it is no crash, and a refusal says why.
+        if let Err(error) = near.import(&broken) {
+            assert!(matches!(error, DeviceError::BadExport { .. }), "{error}");
+        }
+    }
 }
 
 fn limits(device: &Arc<dyn Device>) {

@@ -8,8 +8,8 @@ use thiserror::Error;
 use crate::host::HostId;
 
 const MAGIC: [u8; 4] = *b"MCRD";
-/// 2 added the RDMA address.
-const VERSION: u16 = 2;
+/// 2 added the RDMA address, 3 the relay.
+const VERSION: u16 = 3;
 /// Longest socket name or address, in bytes. A socket name has 107 at most, a host name 253.
 const NAME_BYTES_MAX: usize = 320;
 
@@ -30,6 +30,8 @@ pub struct RegionDescriptor {
     pub tcp: Option<String>,
     /// `host:port` at which RDMA connections to it are agreed on, if it can be reached so.
     pub rdma: Option<String>,
+    /// The device it relays through, such as `twin:0`, if it does; asked over TCP.
+    pub relay: Option<String>,
 }
 
 impl fmt::Debug for RegionDescriptor {
@@ -41,6 +43,7 @@ impl fmt::Debug for RegionDescriptor {
             .field("shm", &self.shm)
             .field("tcp", &self.tcp)
             .field("rdma", &self.rdma)
+            .field("relay", &self.relay)
             .finish_non_exhaustive()
     }
 }
@@ -94,7 +97,7 @@ impl RegionDescriptor {
         bytes.extend_from_slice(&self.token.to_le_bytes());
         bytes.extend_from_slice(&self.host.to_bytes());
         bytes.extend_from_slice(&self.pid.to_le_bytes());
-        for name in [&self.shm, &self.tcp, &self.rdma] {
+        for name in [&self.shm, &self.tcp, &self.rdma, &self.relay] {
             let name = name.as_deref().unwrap_or("");
             // The server makes its names from a checked host and fixed parts; longer ones never get here.
             let length = u16::try_from(name.len()).unwrap_or(u16::MAX);
@@ -134,8 +137,9 @@ impl RegionDescriptor {
         let shm = reader.name("socket name")?;
         let tcp = reader.name("address")?;
         let rdma = reader.name("RDMA address")?;
+        let relay = reader.name("relay")?;
         match reader.rest.len() {
-            0 => Ok(Self { region_bytes, token, host, pid, shm, tcp, rdma }),
+            0 => Ok(Self { region_bytes, token, host, pid, shm, tcp, rdma, relay }),
             bytes => Err(DescriptorError::Trailing { bytes }),
         }
     }
@@ -181,8 +185,8 @@ mod tests {
         let name = || prop::option::of("[a-z0-9:.-]{1,107}");
         let host = (any::<u128>(), any::<u64>(), any::<u64>())
             .prop_map(|(boot, net, user)| HostId::from_parts(boot, net, user));
-        (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX, any::<u128>(), host, any::<u32>(), name(), name(), name()).prop_map(
-            |(region_bytes, token, host, pid, shm, tcp, rdma)| RegionDescriptor {
+        (SEGMENT_BYTES_MIN..=SEGMENT_BYTES_MAX, any::<u128>(), host, any::<u32>(), name(), name(), name(), name())
+            .prop_map(|(region_bytes, token, host, pid, shm, tcp, rdma, relay)| RegionDescriptor {
                 region_bytes,
                 token,
                 host,
@@ -190,8 +194,8 @@ mod tests {
                 shm,
                 tcp,
                 rdma,
-            },
-        )
+                relay,
+            })
     }
 
     proptest! {
@@ -229,6 +233,7 @@ mod tests {
             shm: None,
             tcp: None,
             rdma: None,
+            relay: None,
         };
         let shown = format!("{descriptor:?}");
         assert!(!shown.contains("dead") && !shown.contains(&0xdead_beef_u128.to_string()), "{shown}");

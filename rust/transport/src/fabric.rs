@@ -14,6 +14,7 @@ use crate::host::HostId;
 use crate::link::Link;
 use crate::mapped::MappedLink;
 use crate::protocol::{Protocol, ProtocolChoice};
+use crate::relay::{RelayClient, RelayedLink};
 use crate::road::Road;
 use crate::server::RegionServer;
 use crate::shm::client::attach;
@@ -115,7 +116,7 @@ impl Fabric {
         };
         drop(closed);
         // Nor is one opened under it: a peer that does not answer holds up only those who want it.
-        let opened = self.open(descriptor, deadline);
+        let opened = self.open(descriptor, deadline).map(|link| with_relay(link, descriptor));
         let mut routes = self.routes.lock();
         let (result, _dropped_last) = match opened {
             Ok(link) => {
@@ -243,6 +244,17 @@ impl Fabric {
         let connections = self.options.connections_per_peer;
         TcpLink::open(address, descriptor.token, descriptor.region_bytes, connections, deadline)
             .map(|link| Arc::new(link) as Arc<dyn Link>)
+    }
+}
+
+/// The link with the way to its owner's relay, if there is one.
+fn with_relay(link: Arc<dyn Link>, descriptor: &RegionDescriptor) -> Arc<dyn Link> {
+    match (&descriptor.relay, &descriptor.tcp) {
+        (Some(device), Some(address)) => {
+            let relay = Arc::new(RelayClient::new(address, descriptor.token, device));
+            Arc::new(RelayedLink { link, relay })
+        }
+        _ => link,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Doors for the fuzzer (`fuzz/`) to what the public surface does not show. Each takes any bytes and panics if what they
 //! did breaks a promise. The kept corpus is replayed by a test of this module.
 
+mod relay;
+
 use std::borrow::Cow;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
@@ -17,6 +19,8 @@ use crate::ops::check_range;
 use crate::tcp::exchange::{Connection, Ending, Job, Lane, drive};
 use crate::tcp::frame::{Op, REPLY_BYTES, REQUEST_BYTES, Reply, Request, Status};
 use crate::tcp::session::Session;
+
+pub use relay::relay;
 
 const TOKEN: u128 = 0x6d65_6d63_6163_6865;
 /// Steps of one script: all that they make either end send fits into the socket's buffer.
@@ -105,7 +109,7 @@ pub fn session(input: &[u8]) {
     }
     peer.shutdown(std::net::Shutdown::Write).expect("a socket can be closed");
     let started = Instant::now();
-    Session::new(Arc::new(socket), Arc::clone(&segment), TOKEN).run("fuzzer");
+    Session::new(Arc::new(socket), Arc::clone(&segment), TOKEN, None).run("fuzzer");
     assert!(started.elapsed() < PATIENCE, "the session outlived its peer");
     let mut replies = Vec::new();
     // Ends in a reset where the session hung up on bytes that it had not read.
@@ -260,6 +264,7 @@ mod tests {
         replay("descriptor", descriptor);
         replay("session", session);
         replay("replies", replies);
+        replay("relay", relay);
     }
 
     /// The scripts reach what they are there for.

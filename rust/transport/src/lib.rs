@@ -28,6 +28,7 @@ pub mod ops;
 pub mod parts;
 pub mod plan;
 pub mod protocol;
+pub mod relay;
 pub mod road;
 pub mod server;
 mod shm;
@@ -43,5 +44,9 @@ pub use link::Link;
 pub use ops::{ReadOp, SummedWriteOp, WriteOp};
 pub use parts::Parts;
 pub use protocol::{Protocol, ProtocolChoice, UnknownProtocol};
+pub use relay::{
+    Fetched, RELAY_RUNS_MAX, RelayCall, RelayClient, RelayHost, RelayLease, RelayOffer, RelayRefusal, RelayReply,
+    RelayRequest, RelayRun, RelayStep,
+};
 pub use road::{Door, Road};
 pub use server::{RegionServer, ServerOptions};

@@ -1,6 +1,7 @@
 //! What every road promises.
 
 use std::fmt::Debug;
+use std::sync::Arc;
 use std::time::Instant;
 
 use memcache_memory::{RawRegion, checksum_pieces};
@@ -11,6 +12,7 @@ use crate::error::TransportError;
 use crate::ops::{ReadOp, SummedWriteOp, WriteOp};
 use crate::parts::Parts;
 use crate::protocol::Protocol;
+use crate::relay::RelayClient;
 
 /// A way into one region of memory, owned by this process or another.
 ///
@@ -85,6 +87,11 @@ pub trait Link: Send + Sync + Debug {
     /// The region as this process sees it, where it is mapped here: what a device can be told to reach into. Valid, as
     /// memory of others is, for as long as the link lives.
     fn region(&self) -> Option<RawRegion<'_>> {
+        None
+    }
+
+    /// The way to the owner's device, where the owner relays through one.
+    fn relay(&self) -> Option<&Arc<RelayClient>> {
         None
     }
 

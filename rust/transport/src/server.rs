@@ -12,6 +12,7 @@ use crate::descriptor::RegionDescriptor;
 use crate::error::TransportError;
 use crate::host::HostId;
 use crate::protocol::{Protocol, ProtocolChoice};
+use crate::relay::RelayHost;
 use crate::road::{Door, Road};
 use crate::shm::server::ShmServer;
 use crate::tcp::server::{CONNECTIONS_MAX, TcpServer};
@@ -69,6 +70,23 @@ impl RegionServer {
         options: &ServerOptions,
         rdma: Option<&dyn Road>,
     ) -> Result<Self, TransportError> {
+        Self::start_relaying(segment, options, rdma, None)
+    }
+
+    /// As [`start_with`](Self::start_with), relaying through a device of this name if there is one.
+    ///
+    /// # Errors
+    /// As there, and [`TransportError::InvalidOp`] for a relay without TCP, over which it is asked.
+    pub fn start_relaying(
+        segment: Arc<Segment>,
+        options: &ServerOptions,
+        rdma: Option<&dyn Road>,
+        relay: Option<(&str, Arc<dyn RelayHost>)>,
+    ) -> Result<Self, TransportError> {
+        if relay.is_some() && !options.protocols.allows_tcp() {
+            let why = format!("a relay is asked over host_tcp, which protocol {} leaves out", options.protocols);
+            return Err(TransportError::invalid(why));
+        }
         let token = random()?;
         let mut server = Self {
             descriptor: RegionDescriptor {
@@ -79,6 +97,7 @@ impl RegionServer {
                 shm: None,
                 tcp: None,
                 rdma: None,
+                relay: relay.as_ref().map(|(device, _)| (*device).to_owned()),
             },
             segment,
             shm: None,
@@ -88,7 +107,13 @@ impl RegionServer {
         };
         if options.protocols.allows_tcp() {
             let (listener, address) = listen(&options.data_host, options.data_port)?;
-            server.tcp = Some(TcpServer::start(listener, Arc::clone(&server.segment), token, CONNECTIONS_MAX)?);
+            server.tcp = Some(TcpServer::start(
+                listener,
+                Arc::clone(&server.segment),
+                token,
+                CONNECTIONS_MAX,
+                relay.map(|(_, host)| host),
+            )?);
             server.descriptor.tcp = Some(address);
         }
         if options.protocols.allows_rdma() {

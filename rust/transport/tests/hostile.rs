@@ -44,6 +44,7 @@ fn tcp_descriptor(address: &str) -> RegionDescriptor {
         shm: None,
         tcp: Some(address.to_owned()),
         rdma: None,
+        relay: None,
     }
 }
 

@@ -24,15 +24,15 @@ fn capabilities(pieces_max: usize, payload_bytes_max: u64) -> Capabilities {
     }
 }
 
-fn peer(capabilities: Capabilities, costs: CostModel) -> PeerView {
+fn peer(capabilities: Capabilities, costs: &CostModel) -> PeerView {
     PeerView {
         name: "peer".to_owned(),
         capabilities,
         reach: Ok(()),
-        relay: Ok(()),
+        relay: Ok(Staging { slot_bytes: 1 << 40, slots: 2 }),
         summed: false,
         cpu_sees_region: true,
-        costs,
+        costs: *costs,
     }
 }
 
@@ -170,7 +170,7 @@ proptest! {
         prop_assume!(!(cpu_touches && path == PathChoice::Forced(Path::Relay)));
         let made = objects(&shapes);
         let objects = plan_objects(&made);
-        let peers = [peer(capabilities(link_pieces, link_bytes), CostModel::default())];
+        let peers = [peer(capabilities(link_pieces, link_bytes), &CostModel::default())];
         let local = LocalView { cpu_touches, ..device(batch, copy_bytes, 128 << 10, slots) };
         let way = if is_put { Way::Put } else { Way::Get };
         let request = request(way, path, &peers, &local, &objects);
@@ -203,7 +203,7 @@ fn far_pieces_dear() -> CostModel {
 fn chosen(count: usize, pieces: usize, bytes: u64) -> Path {
     let made = blocks(count, pieces, bytes);
     let objects = plan_objects(&made);
-    let peers = [peer(capabilities(1 << 20, 1 << 40), far_pieces_dear())];
+    let peers = [peer(capabilities(1 << 20, 1 << 40), &far_pieces_dear())];
     let relay = PeerView { relay: Err("no device".to_owned()), ..peers[0].clone() };
     let peers = [relay];
     let local = device(4096, 1 << 32, 8 << 20, 2);
@@ -224,7 +224,7 @@ fn a_slow_past_changes_the_choice() {
     let made = blocks(1, 122, 4 << 10);
     let objects = plan_objects(&made);
     let slow = far_pieces_dear().corrected(Path::Staged, 100_000);
-    let peers = [PeerView { relay: Err("none".to_owned()), ..peer(capabilities(1 << 20, 1 << 40), slow) }];
+    let peers = [PeerView { relay: Err("none".to_owned()), ..peer(capabilities(1 << 20, 1 << 40), &slow) }];
     let local = device(4096, 1 << 32, 8 << 20, 2);
     let made = plan(&request(Way::Get, PathChoice::Auto, &peers, &local, &objects)).unwrap();
     assert_ne!(made.groups[0].path, Path::Staged);
@@ -237,7 +237,7 @@ fn paths_that_do_not_lead_there_say_why() {
     let blind = PeerView {
         reach: Err("another host".to_owned()),
         relay: Err("its owner has no device".to_owned()),
-        ..peer(capabilities(16, 1 << 30), CostModel::default())
+        ..peer(capabilities(16, 1 << 30), &CostModel::default())
     };
     let local = device(16, 1 << 20, 1 << 20, 2);
     let peers = [blind.clone()];
@@ -258,7 +258,7 @@ fn paths_that_do_not_lead_there_say_why() {
 #[test]
 fn a_device_that_wants_alignment_gets_it_or_a_reason() {
     let local = LocalView { align: 64, ..device(16, 1 << 20, 1 << 20, 2) };
-    let peers = [peer(capabilities(16, 1 << 30), CostModel::default())];
+    let peers = [peer(capabilities(16, 1 << 30), &CostModel::default())];
     let made = objects(&[vec![(0, 128), (64, 64)]]);
     let good = plan_objects(&made);
     assert!(plan(&request(Way::Get, PathChoice::Forced(Path::Staged), &peers, &local, &good)).is_ok());
@@ -272,7 +272,7 @@ fn a_device_that_wants_alignment_gets_it_or_a_reason() {
 fn objects_that_make_no_sense_are_refused() {
     let made = blocks(1, 1, 100);
     let mut objects = plan_objects(&made);
-    let peers = [peer(capabilities(16, 1 << 30), CostModel::default())];
+    let peers = [peer(capabilities(16, 1 << 30), &CostModel::default())];
     let local = LocalView::host(None);
     objects[0].payload_bytes = 99;
     let error = plan(&request(Way::Get, PathChoice::Auto, &peers, &local, &objects)).unwrap_err();

@@ -50,7 +50,7 @@ pub enum CostSource {
     Fixed(Box<CostModel>),
 }
 
-/// Costs by link and device, such as `host_shm twin:0`.
+/// Costs by link and device, such as `host_shm twin:0`, and `host_shm twin:0 relay twin:1` where the owner relays.
 #[derive(Debug)]
 pub struct Costs {
     source: CostSource,
@@ -137,7 +137,11 @@ fn corrected(before: u64, predicted_ns: u64, took_ns: u64) -> u64 {
 }
 
 fn name(link: &Arc<dyn Link>, state: &DeviceState) -> String {
-    format!("{} {}", link.protocol(), state.device.id())
+    let plain = format!("{} {}", link.protocol(), state.device.id());
+    match link.relay() {
+        Some(relay) if state.device.links_devices() => format!("{plain} relay {}", relay.device()),
+        _ => plain,
+    }
 }
 
 /// A file of this user and this machine: folders may be shared between machines.

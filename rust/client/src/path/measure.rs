@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use memcache_device::{Copy, DeviceError, Direction, Keep, Queue, Space};
 use memcache_memory::checksum_bytes;
 use memcache_transport::plan::{CostModel, Leg, LegCost};
-use memcache_transport::{Link, ReadOp, TransportError};
+use memcache_transport::{Link, ReadOp, RelayClient, RelayReply, RelayRequest, RelayRun, RelayStep, TransportError};
 use memcache_types::limits::TRAILER_BYTES;
 use memcache_types::{Extent, GlobalAddress, Piece, ScatterList, SegmentId};
 
+use super::relay::Relayed;
 use super::state::DeviceState;
 
 /// Longest copy of a measurement, in bytes.
@@ -45,6 +46,16 @@ pub(super) fn measure(link: &Arc<dyn Link>, state: &DeviceState) -> CostModel {
                 costs = also.map_or(costs, |also| costs.with(also, cost));
             }
             Err(error) => tracing::debug!(%error, direction = direction.name(), "cannot measure a device"),
+        }
+    }
+    if let (Ok(relayed), Some(client)) = (state.relay(link), link.relay()) {
+        match relay(link, &relayed, client) {
+            Ok(cost) => costs = costs.with(Leg::Relay, cost),
+            Err(error) => tracing::debug!(%error, device = client.device(), "cannot measure a relay"),
+        }
+        match engine(link, state, Direction::LinkToDevice) {
+            Ok(cost) => costs = costs.with(Leg::LinkToDevice, cost).with(Leg::DeviceToLink, cost),
+            Err(error) => tracing::debug!(%error, device = client.device(), "cannot measure a link between devices"),
         }
     }
     costs = costs.with(Leg::Checksum, checksum());
@@ -104,6 +115,42 @@ fn network(link: &Arc<dyn Link>) -> Result<LegCost, TransportError> {
     Ok(costs_of(one, many, whole, long))
 }
 
+/// What an owner takes for runs of its region, its answer included. Nothing is copied from its staging.
+fn relay(link: &Arc<dyn Link>, relayed: &Relayed, client: &Arc<RelayClient>) -> Result<LegCost, TransportError> {
+    let deadline = Instant::now() + PATIENCE;
+    let mut call = client.call(deadline)?;
+    call.send(0, &RelayRequest::Lease, deadline)?;
+    match call.receive(deadline)?.1 {
+        RelayReply::Lease { .. } => {}
+        other => return Err(TransportError::refused(format!("{other:?}"))),
+    }
+    let region = link.capabilities().region_bytes - TRAILER_BYTES;
+    let long = LONG.min(region).min(relayed.offer.slot_bytes) / 64 * 64;
+    let run = |at: u64, bytes: u64| RelayRun {
+        offset: at * 128,
+        extent_bytes: bytes + TRAILER_BYTES,
+        start: 0,
+        bytes,
+        staging_offset: at * 64,
+        trailer: None,
+    };
+    let mut time = |runs: Vec<RelayRun>| {
+        let request = RelayRequest::Fetch(RelayStep { slot: 0, summed: false, runs });
+        best(|| {
+            call.send(0, &request, deadline)?;
+            match call.receive(deadline)?.1 {
+                RelayReply::Fetched(_) => Ok(()),
+                other => Err(TransportError::refused(format!("{other:?}"))),
+            }
+        })
+    };
+    let one = time(vec![run(0, 64)]);
+    let many = time((0..MANY).map(|at| run(at, 64)).collect());
+    let whole = time(vec![run(0, long)]);
+    call.release(deadline);
+    Ok(costs_of(one?, many?, whole?, long))
+}
+
 fn engine(link: &Arc<dyn Link>, state: &DeviceState, direction: Direction) -> Result<LegCost, DeviceError> {
     let device = &state.device;
     let limits = device.capabilities();
@@ -111,6 +158,11 @@ fn engine(link: &Arc<dyn Link>, state: &DeviceState, direction: Direction) -> Re
         Direction::PeerToDevice | Direction::DeviceToPeer => {
             let reach = state.reach(link)?;
             (reach.address(), reach.bytes(), reach.keep())
+        }
+        Direction::LinkToDevice | Direction::DeviceToLink => {
+            let lacks = |_| DeviceError::Unsupported { device: device.id().to_string(), what: "this link" };
+            let relayed = state.relay(link).map_err(lacks)?;
+            (relayed.reach.address(), relayed.reach.bytes(), relayed.reach.keep())
         }
         Direction::Local => of(&device.allocate(Space::Device, LONG)?),
         _ => of(&device.allocate(Space::Pinned, LONG)?),

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `state` | what is kept for each device: queues, staging, the regions it reaches |
 //! | `host` | path 0: over the link and pinned staging |
+//! | `relay` | path 1: through the owner's device, over a link between devices |
 //! | `engine` | paths 2 and 3: the device's copy engine reaches into the region |
 //! | `costs` | what the legs cost: measured once, cached, corrected by experience |
 //!
@@ -14,12 +15,14 @@ pub mod costs;
 mod engine;
 mod host;
 mod measure;
+mod relay;
+mod run;
 mod state;
 
 use std::sync::Arc;
 use std::time::Instant;
 
-use memcache_device::{Device, DeviceError, HostDevice};
+use memcache_device::{Device, HostDevice};
 use memcache_memory::Trailer;
 use memcache_transport::plan::{
     LocalView, Path, PathChoice, PeerView, PlanError, PlanObject, PlanRequest, PlannedGroup, TransferPlan, Way, plan,
@@ -28,12 +31,10 @@ use memcache_transport::{Link, ReadOp, TransportError};
 use parking_lot::Mutex;
 
 use crate::buffer::Buffers;
-use crate::stats::{Stats, add};
 use crate::transfer::Move;
-use crate::ways::Found;
 use costs::Costs;
+use state::DeviceState;
 pub(crate) use state::view_of;
-use state::{DeviceState, Queues};
 
 /// How transfers are staged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,6 +113,19 @@ impl Paths {
         plan(&PlanRequest { way, choice: self.choice, peers: &peers, local: &local, objects })
     }
 
+    /// The same where the owner's relay has no room.
+    fn plan_without_relay(
+        &self,
+        way: Way,
+        job: &Job<'_>,
+        objects: &[PlanObject<'_>],
+        why: String,
+    ) -> Result<TransferPlan, PlanError> {
+        let local = job.state.view();
+        let peers = [PeerView { relay: Err(why), ..self.peer(job.link, job.state, &local, job.summed) }];
+        plan(&PlanRequest { way, choice: self.choice, peers: &peers, local: &local, objects })
+    }
+
     /// What the user asks for.
     pub(crate) fn choice(&self) -> PathChoice {
         self.choice
@@ -123,102 +137,20 @@ impl Paths {
             Some(_) => state.reach(link).map(drop).map_err(|error| error.to_string()),
             None => Err(format!("{} does not map the region here: the device cannot address it", link.protocol())),
         };
+        let relay = if local.cpu_touches {
+            Err("the pieces are host memory".to_owned())
+        } else {
+            state.relay(link).map(|relayed| relayed.staging())
+        };
         PeerView {
             name: link.protocol().to_string(),
             capabilities: *link.capabilities(),
             reach,
-            relay: Err("its owner offers no relay".to_owned()),
+            relay,
             summed,
             cpu_sees_region: link.region().is_some(),
             costs: self.costs.between(link, state),
         }
-    }
-
-    /// Reads objects over one link into the buffers.
-    pub(crate) fn read(
-        &self,
-        counters: &Stats,
-        link: &Arc<dyn Link>,
-        moves: &[Move],
-        buffers: &Buffers,
-        summed: bool,
-        deadline: Instant,
-    ) -> Vec<Outcome<Found>> {
-        self.run(Way::Get, counters, link, moves, buffers, summed, deadline, |job, queues| {
-            let over_link = job.group.path == Path::Host || job.state.touches();
-            if over_link { host::read(job, queues) } else { engine::read(job, queues) }
-        })
-    }
-
-    /// Writes objects over one link from the buffers, trailers last.
-    pub(crate) fn write(
-        &self,
-        counters: &Stats,
-        link: &Arc<dyn Link>,
-        moves: &[Move],
-        buffers: &Buffers,
-        summed: bool,
-        deadline: Instant,
-    ) -> Vec<Outcome<()>> {
-        self.run(Way::Put, counters, link, moves, buffers, summed, deadline, |job, queues| {
-            let over_link = job.group.path == Path::Host || job.state.touches();
-            if over_link { host::write(job, queues) } else { engine::write(job, queues) }
-        })
-    }
-
-    #[allow(clippy::too_many_arguments, reason = "the two callers pass their own arguments through")]
-    fn run<T: Clone>(
-        &self,
-        way: Way,
-        counters: &Stats,
-        link: &Arc<dyn Link>,
-        moves: &[Move],
-        buffers: &Buffers,
-        summed: bool,
-        deadline: Instant,
-        execute: impl Fn(&Job<'_>, &mut Queues) -> Result<Vec<Outcome<T>>, DeviceError>,
-    ) -> Vec<Outcome<T>> {
-        let state = self.state(buffers.device());
-        let fail = |error: TransportError| vec![Err(error); moves.len()];
-        if let Err(error) = moves.iter().try_for_each(|one| check(link, one, buffers)) {
-            return fail(error);
-        }
-        let objects: Vec<PlanObject<'_>> = moves.iter().map(|one| object(one, buffers)).collect();
-        let plan = match self.plan(way, link, &state, &objects, summed) {
-            Ok(plan) => plan,
-            Err(error) => {
-                tracing::warn!(%error, "a transfer cannot be planned");
-                return fail(TransportError::InvalidOp { why: error.to_string() });
-            }
-        };
-        let mut outcomes = fail(TransportError::Timeout);
-        for group in &plan.groups {
-            let job = Job { link, state: &state, moves, buffers, group, summed, deadline };
-            let started = Instant::now();
-            let found = state.with_queues(deadline, |queues| execute(&job, queues));
-            let took = started.elapsed();
-            match found {
-                Ok(found) => {
-                    // Puts touch memory for the first time too often to teach anything.
-                    if way == Way::Get && found.iter().all(Result::is_ok) {
-                        self.costs.learn(link, &state, group, took);
-                    }
-                    for (object, outcome) in group.objects.iter().zip(found) {
-                        if outcome.is_ok() {
-                            add(counters.path_bytes(group.path), moves[*object].trailer.payload_bytes);
-                        }
-                        outcomes[*object] = outcome;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, path = %group.path, "a device could not move a batch");
-                    for object in &group.objects {
-                        outcomes[*object] = Err(transport_error(&error));
-                    }
-                }
-            }
-        }
-        outcomes
     }
 }
 
@@ -237,14 +169,4 @@ fn check(link: &Arc<dyn Link>, one: &Move, buffers: &Buffers) -> Result<(), Tran
 fn sealed(trailer: &Trailer, sum: Option<u32>) -> Trailer {
     let checksum = sum.map_or(trailer.checksum, memcache_memory::Checksum::Crc32c);
     Trailer { checksum, ..*trailer }
-}
-
-/// What a device's trouble means for a transfer.
-fn transport_error(error: &DeviceError) -> TransportError {
-    match error {
-        DeviceError::Timeout { .. } => TransportError::Timeout,
-        DeviceError::Lost { .. } => TransportError::Unfinished { why: error.to_string() },
-        DeviceError::InvalidCopy { .. } => TransportError::InvalidOp { why: error.to_string() },
-        _ => TransportError::Io { operation: "device", kind: std::io::ErrorKind::Other, message: error.to_string() },
-    }
 }

@@ -11,6 +11,7 @@ use memcache_transport::plan::{LocalView, Staging};
 use parking_lot::Mutex;
 
 use super::StagingOptions;
+use super::relay::Relayed;
 
 /// How long a device may take to stop after a deadline or an error.
 const STOP_WAIT: Duration = Duration::from_secs(1);
@@ -21,8 +22,13 @@ pub(crate) struct Queues {
     pub(super) second: Box<dyn Queue>,
 }
 
+/// How long an owner may take to say what it offers.
+const OFFER_WAIT: Duration = Duration::from_millis(500);
+
 /// A link and its region as the device addresses it.
 type Reached = (Arc<dyn Link>, Arc<Reach>);
+/// A link and the staging of its owner's device as this device addresses it.
+type Linked = (Arc<dyn Link>, Arc<Relayed>);
 
 pub(crate) struct DeviceState {
     pub(crate) device: Arc<dyn Device>,
@@ -31,6 +37,8 @@ pub(crate) struct DeviceState {
     queues: Mutex<Vec<Queues>>,
     /// Regions made addressable, with the links that keep them mapped.
     reached: Mutex<Vec<Reached>>,
+    /// The staging of owners that relay.
+    relayed: Mutex<Vec<Linked>>,
     /// It did not stop when told to: bytes may still land where they were sent.
     lost: AtomicBool,
 }
@@ -48,6 +56,7 @@ impl DeviceState {
             device,
             queues: Mutex::default(),
             reached: Mutex::default(),
+            relayed: Mutex::default(),
             lost: AtomicBool::new(false),
         }
     }
@@ -90,19 +99,54 @@ impl DeviceState {
         result
     }
 
+    /// The staging of the owner behind a link, addressable for the device; if there is none, why.
+    pub(super) fn relay(&self, link: &Arc<dyn Link>) -> Result<Arc<Relayed>, String> {
+        let client = link.relay().ok_or("its owner offers no relay")?;
+        let id = self.device.id();
+        if !self.device.links_devices() {
+            return Err(format!("{id} has no link to other devices"));
+        }
+        if client.device().split(':').next() != Some(id.kind) {
+            return Err(format!("{id} has no link to its owner's {}", client.device()));
+        }
+        let gone: Vec<_> = {
+            let mut relayed = self.relayed.lock();
+            if let Some((_, known)) = relayed.iter().find(|(known, _)| Arc::ptr_eq(known, link)) {
+                return Ok(Arc::clone(known));
+            }
+            relayed.extract_if(.., |(known, _)| !known.is_open()).collect()
+        };
+        drop(gone);
+        let offer = client.offer(Instant::now() + OFFER_WAIT).map_err(|error| format!("its owner's relay: {error}"))?;
+        let reach = self.device.import(&offer.export).map_err(|error| error.to_string())?;
+        let made = Arc::new(Relayed::new(reach, offer)?);
+        let mut relayed = self.relayed.lock();
+        // Somebody may have been faster.
+        if let Some((_, known)) = relayed.iter().find(|(known, _)| Arc::ptr_eq(known, link)) {
+            return Ok(Arc::clone(known));
+        }
+        relayed.push((Arc::clone(link), Arc::clone(&made)));
+        Ok(made)
+    }
+
+    /// Whether the device stopped when told to, so far.
+    pub(super) fn is_sound(&self) -> bool {
+        !self.lost.load(Ordering::Acquire)
+    }
+
     /// Runs a transfer on queues of its own. Whatever comes of it, no byte moves for it afterwards; if the device does
     /// not stop, it is not used again.
-    pub(super) fn with_queues<T>(
+    pub(super) fn with_queues<T, E: From<DeviceError>>(
         &self,
         deadline: Instant,
-        work: impl FnOnce(&mut Queues) -> Result<T, DeviceError>,
-    ) -> Result<T, DeviceError> {
+        work: impl FnOnce(&mut Queues) -> Result<T, E>,
+    ) -> Result<T, E> {
         let lost = |why: &str| DeviceError::Lost { device: self.device.id().to_string(), why: why.to_owned() };
         if self.lost.load(Ordering::Acquire) {
-            return Err(lost("it did not stop when told to, earlier"));
+            return Err(lost("it did not stop when told to, earlier").into());
         }
         if Instant::now() >= deadline {
-            return Err(DeviceError::Timeout { device: self.device.id().to_string() });
+            return Err(DeviceError::Timeout { device: self.device.id().to_string() }.into());
         }
         let idle = self.queues.lock().pop();
         let mut queues = match idle {
@@ -116,7 +160,7 @@ impl DeviceState {
             if let Err(error) = stopped {
                 self.lost.store(true, Ordering::Release);
                 tracing::error!(%error, "a device is no longer used");
-                return Err(error);
+                return Err(error.into());
             }
         }
         self.queues.lock().push(queues);

@@ -38,8 +38,17 @@ struct Books {
     /// Allocated ranges of the arena: offset to length.
     used: BTreeMap<u64, u64>,
     pinned: BTreeMap<u64, (u64, Weak<Block>)>,
-    reached: BTreeMap<u64, (HostRange, Weak<Reached>)>,
+    reached: BTreeMap<u64, (HostRange, Far, Weak<Reached>)>,
     next_reach: u64,
+}
+
+/// Whose memory is reached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Far {
+    /// A host's, by its address.
+    Host,
+    /// Another twin's, over the link between them.
+    Twin,
 }
 
 /// One copy as this process sees it.
@@ -116,12 +125,18 @@ impl Arena {
         Ok(Self { id, segment, address, align: align.max(ALIGN), books: Arc::default() })
     }
 
-    pub(super) fn address(&self) -> u64 {
-        self.address
-    }
-
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         self.segment.fd()
+    }
+
+    pub(super) fn bytes(&self) -> u64 {
+        self.segment.bytes()
+    }
+
+    /// Where an allocation lies in the arena; `None` if it is no such thing.
+    pub(super) fn offset_of(&self, memory: &Allocation) -> Option<u64> {
+        self.own(&self.books.lock(), memory.address(), memory.bytes())?;
+        memory.address().checked_sub(self.address)
     }
 
     pub(super) fn used_bytes(&self) -> u64 {
@@ -157,12 +172,12 @@ impl Arena {
         Ok(Allocation::new(Space::Pinned, block.address(), bytes, block))
     }
 
-    pub(super) fn reach(&self, range: HostRange, keep: Keep) -> Reach {
+    pub(super) fn reach(&self, range: HostRange, far: Far, keep: Keep) -> Reach {
         let mut books = self.books.lock();
         let address = REACH_BASE + books.next_reach;
         books.next_reach += range.bytes.next_multiple_of(1 << 21) + (1 << 21);
         let reached = Arc::new(Reached { address, books: Arc::clone(&self.books), _keep: keep });
-        books.reached.insert(address, (range, Arc::downgrade(&reached)));
+        books.reached.insert(address, (range, far, Arc::downgrade(&reached)));
         Reach::new(address, range.bytes, reached)
     }
 
@@ -179,13 +194,19 @@ impl Arena {
         let moves = copies.iter().enumerate().map(|(index, copy)| {
             let (source, target) = match direction {
                 Direction::HostToDevice => (Self::pinned(&books, copy.source, copy.bytes, &mut held), None),
-                Direction::PeerToDevice => (Self::reached(&books, copy.source, copy.bytes, &mut held), None),
+                Direction::PeerToDevice | Direction::LinkToDevice => {
+                    (Self::reached(&books, far(direction), copy.source, copy.bytes, &mut held), None)
+                }
                 Direction::DeviceToHost => (None, Self::pinned(&books, copy.target, copy.bytes, &mut held)),
-                Direction::DeviceToPeer => (None, Self::reached(&books, copy.target, copy.bytes, &mut held)),
+                Direction::DeviceToPeer | Direction::DeviceToLink => {
+                    (None, Self::reached(&books, far(direction), copy.target, copy.bytes, &mut held))
+                }
                 Direction::Local => (None, None),
             };
-            let foreign_source = matches!(direction, Direction::HostToDevice | Direction::PeerToDevice);
-            let foreign_target = matches!(direction, Direction::DeviceToHost | Direction::DeviceToPeer);
+            let foreign_source =
+                matches!(direction, Direction::HostToDevice | Direction::PeerToDevice | Direction::LinkToDevice);
+            let foreign_target =
+                matches!(direction, Direction::DeviceToHost | Direction::DeviceToPeer | Direction::DeviceToLink);
             let source = if foreign_source { source } else { self.own(&books, copy.source, copy.bytes) };
             let target = if foreign_target { target } else { self.own(&books, copy.target, copy.bytes) };
             let missing = |what: &str, address: u64| {
@@ -221,8 +242,11 @@ impl Arena {
         Some(ptr::with_exposed_provenance_mut(usize::try_from(address).ok()?))
     }
 
-    fn reached(books: &Books, address: u64, bytes: u64, held: &mut Vec<Keep>) -> Option<*mut u8> {
-        let (start, (range, reached)) = books.reached.range(..=address).next_back()?;
+    fn reached(books: &Books, far: Far, address: u64, bytes: u64, held: &mut Vec<Keep>) -> Option<*mut u8> {
+        let (start, (range, kind, reached)) = books.reached.range(..=address).next_back()?;
+        if *kind != far {
+            return None;
+        }
         hold(held, reached)?;
         let offset = address - start;
         if offset.checked_add(bytes)? > range.bytes {
@@ -247,6 +271,14 @@ impl Arena {
             "{address:#x}..+{bytes} is not allocated"
         );
         self.segment.region().sub(address - self.address, bytes as u64).expect("inside an allocation")
+    }
+}
+
+/// Whose memory the other end of a copy is.
+fn far(direction: Direction) -> Far {
+    match direction {
+        Direction::LinkToDevice | Direction::DeviceToLink => Far::Twin,
+        _ => Far::Host,
     }
 }
 

@@ -6,23 +6,22 @@
 //! virtual time; and it fails when told to.
 //!
 //! Copies are scheduled as they are submitted: a batch starts when its queue, the engine of its direction and the
-//! calling thread have come that far. One direction is one engine: batches of several queues share its bandwidth.
+//! calling thread have come that far. Twins reach each other's memory over links: what one exports names its memfd.
+//! One direction is one engine: batches of several queues share its bandwidth.
 
 mod arena;
 mod event;
+mod export;
 mod queue;
 mod time;
 
-use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
-
-use memcache_memory::Mapping;
 
 use crate::address::{Direction, Space};
 use crate::device::{Allocation, Device, DeviceCapabilities, DeviceId, HostRange, Keep, Queue, Reach};
 use crate::error::DeviceError;
 
-use arena::Arena;
+use arena::{Arena, Far};
 use queue::TwinQueue;
 use time::Timeline;
 
@@ -56,13 +55,15 @@ pub struct TwinOptions {
     /// Length of its memory in bytes, at least 1 MiB.
     pub arena_bytes: u64,
     /// Cost by direction, in the order of [`Direction::ALL`].
-    pub costs: [TwinCost; 5],
+    pub costs: [TwinCost; Direction::ALL.len()],
     /// Most copies of one batch.
     pub batch_copies_max: usize,
     /// Longest copy in bytes.
     pub copy_bytes_max: u64,
     /// Alignment of addresses and lengths, a power of two.
     pub align: u64,
+    /// Whether there is a link to other twins, of this process or another of the same user and host.
+    pub links: bool,
     /// Whether its costs take real time.
     pub time: TwinTime,
 }
@@ -81,10 +82,13 @@ impl Default for TwinOptions {
                 cost(5_000, 300, 4_000_000_000),
                 cost(10_000, 3_000, 2_000_000_000),
                 cost(10_000, 3_000, 2_000_000_000),
+                cost(10_000, 1_000, 3_000_000_000),
+                cost(10_000, 1_000, 3_000_000_000),
             ],
             batch_copies_max: 4096,
             copy_bytes_max: 4 << 30,
             align: 1,
+            links: true,
             time: TwinTime::Real,
         }
     }
@@ -161,27 +165,14 @@ impl TwinDevice {
     pub fn inspect(&self, address: u64, bytes: usize) -> Vec<u8> {
         self.0.arena.inspect(address, bytes)
     }
+}
 
-    /// The memory itself, to be given to another process or another twin.
-    pub fn arena_fd(&self) -> BorrowedFd<'_> {
-        self.0.arena.fd()
-    }
-
-    /// Where the arena begins, in this device's addresses.
-    pub fn arena_address(&self) -> u64 {
-        self.0.arena.address()
-    }
-
-    /// Makes another twin's arena of `bytes` bytes addressable, as one device reaches another.
-    pub fn import(&self, fd: OwnedFd, bytes: u64) -> Result<Reach, DeviceError> {
-        let mapping = Mapping::from_fd(fd, bytes).map_err(|error| DeviceError::NoMemory {
-            device: self.0.id.to_string(),
-            bytes,
-            what: "another device's memory",
-            why: error.to_string(),
-        })?;
-        let range = HostRange { base: mapping.base(), bytes };
-        Ok(self.0.arena.reach(range, Arc::new(mapping)))
+impl TwinDevice {
+    fn linked(&self) -> Result<(), DeviceError> {
+        if self.0.options.links {
+            return Ok(());
+        }
+        Err(DeviceError::Unsupported { device: self.0.id.to_string(), what: "a link between devices" })
     }
 }
 
@@ -206,6 +197,28 @@ impl Device for TwinDevice {
     }
 
     unsafe fn reach(&self, range: HostRange, keep: Keep) -> Result<Reach, DeviceError> {
-        Ok(self.0.arena.reach(range, keep))
+        Ok(self.0.arena.reach(range, Far::Host, keep))
+    }
+
+    fn links_devices(&self) -> bool {
+        self.0.options.links
+    }
+
+    fn export(&self, memory: &Allocation) -> Result<Vec<u8>, DeviceError> {
+        self.linked()?;
+        export::export(self.0.id, &self.0.arena, memory)
+    }
+
+    fn import(&self, export: &[u8]) -> Result<Reach, DeviceError> {
+        self.linked()?;
+        export::import(self.0.id, &self.0.arena, export)
+    }
+
+    fn clock_ns(&self) -> u64 {
+        if self.0.timeline.is_virtual() { self.0.timeline.now_ns() } else { 0 }
+    }
+
+    fn hear_clock(&self, ns: u64) {
+        self.0.timeline.hear(ns);
     }
 }

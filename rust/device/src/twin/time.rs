@@ -32,9 +32,9 @@ struct State {
     /// The calling thread's time, in virtual time.
     now: u64,
     /// When the engine of each direction is free.
-    free: [u64; 5],
+    free: [u64; Direction::ALL.len()],
     /// Batches and copies by direction.
-    submitted: [(u64, u64); 5],
+    submitted: [(u64, u64); Direction::ALL.len()],
 }
 
 impl Timeline {
@@ -53,6 +53,18 @@ impl Timeline {
         if self.time == TwinTime::Virtual {
             self.state.lock().now += ns;
         }
+    }
+
+    /// In virtual time: what happens from here on happens after `ns`.
+    pub(super) fn hear(&self, ns: u64) {
+        if self.time == TwinTime::Virtual {
+            let mut state = self.state.lock();
+            state.now = state.now.max(ns);
+        }
+    }
+
+    pub(super) fn is_virtual(&self) -> bool {
+        self.time == TwinTime::Virtual
     }
 
     pub(super) fn submitted(&self, direction: Direction) -> (u64, u64) {

@@ -2,9 +2,9 @@
 
 use memcache_types::limits::EXTENT_ALIGN;
 
-use super::input::{LocalView, PlanObject, Staging};
+use super::input::{LocalView, PeerView, PlanObject, Staging};
 use super::{Part, Path, PieceCopy, Step};
-use crate::capabilities::Capabilities;
+use crate::relay::RELAY_RUNS_MAX;
 
 /// What one step may hold.
 pub(super) struct Limits {
@@ -18,6 +18,8 @@ pub(super) struct Limits {
     part_pieces: usize,
     /// Most pieces of a step.
     step_pieces: usize,
+    /// Most parts of a step.
+    step_parts: usize,
     /// Longest piece.
     piece_bytes: u64,
     align: u64,
@@ -27,14 +29,11 @@ pub(super) struct Limits {
 
 impl Limits {
     /// The limits of a path over this link. `step_bytes` says how much of a slot to use.
-    pub(super) fn new(path: Path, link: &Capabilities, local: &LocalView, step_bytes: u64) -> Self {
+    pub(super) fn new(path: Path, peer: &PeerView, local: &LocalView, step_bytes: u64) -> Self {
+        let link = &peer.capabilities;
         let over_link = local.cpu_touches || path == Path::Host;
-        let is_direct = path == Path::Direct || (local.cpu_touches && path == Path::Host);
-        let staging = match path {
-            _ if is_direct => None,
-            Path::Host => local.pinned,
-            _ => local.staging,
-        };
+        let staging = staging_of(path, peer, local);
+        let is_direct = staging.is_none();
         let step_bytes = if staging.is_some() { step_bytes } else { u64::MAX };
         // Copies of the device keep their own limits; where the link scatters by itself, only its limits count.
         let (piece_bytes, align) = match (over_link, is_direct) {
@@ -48,11 +47,26 @@ impl Limits {
             step_bytes,
             part_bytes: if is_direct && !over_link { u64::MAX } else { part_bytes.min(step_bytes).max(EXTENT_ALIGN) },
             part_pieces: if over_link && is_direct { link.pieces_max.max(1) } else { usize::MAX },
+            step_parts: if path == Path::Relay { RELAY_RUNS_MAX } else { usize::MAX },
             step_pieces: if over_link && is_direct { usize::MAX } else { local.batch_copies_max.max(1) },
             piece_bytes,
             align,
             from_region: is_direct,
         }
+    }
+}
+
+/// What a path is staged in; `None` where it is not staged, or there is no such staging.
+pub(super) fn staging_of(path: Path, peer: &PeerView, local: &LocalView) -> Option<Staging> {
+    match (path, local.cpu_touches) {
+        (Path::Direct, _) | (Path::Host, true) => None,
+        (Path::Host, false) => local.pinned,
+        (Path::Staged, _) | (Path::Relay, true) => local.staging,
+        // A slot here for each slot there.
+        (Path::Relay, false) => local.staging.zip(peer.relay.as_ref().ok()).map(|(near, far)| Staging {
+            slot_bytes: near.slot_bytes.min(far.slot_bytes),
+            slots: near.slots.min(far.slots),
+        }),
     }
 }
 
@@ -88,7 +102,10 @@ impl Builder<'_> {
         loop {
             let room = self.limits.step_bytes.saturating_sub(self.filled);
             let is_full = self.limits.staging.is_some() && room < EXTENT_ALIGN && object.payload_bytes > at;
-            if is_full || self.step.copies.len() >= self.limits.step_pieces {
+            if is_full
+                || self.step.copies.len() >= self.limits.step_pieces
+                || self.step.parts.len() >= self.limits.step_parts
+            {
                 self.close();
                 continue;
             }

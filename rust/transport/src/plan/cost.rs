@@ -19,13 +19,17 @@ pub enum Leg {
     DeviceLocal,
     /// The request to an owner that relays, with the owner's own copy to or from its device.
     Relay,
+    /// The device's copy engine, from the staging of an owner's device.
+    LinkToDevice,
+    /// The same, to such staging.
+    DeviceToLink,
     /// The processor's checksum of bytes it can read.
     Checksum,
 }
 
 impl Leg {
     /// All legs.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::NetworkRead,
         Self::NetworkWrite,
         Self::PeerToDevice,
@@ -34,6 +38,8 @@ impl Leg {
         Self::DeviceToHost,
         Self::DeviceLocal,
         Self::Relay,
+        Self::LinkToDevice,
+        Self::DeviceToLink,
         Self::Checksum,
     ];
 
@@ -48,6 +54,8 @@ impl Leg {
             Self::DeviceToHost => "device_to_host",
             Self::DeviceLocal => "device_local",
             Self::Relay => "relay",
+            Self::LinkToDevice => "link_to_device",
+            Self::DeviceToLink => "device_to_link",
             Self::Checksum => "checksum",
         }
     }
@@ -136,6 +144,8 @@ impl Default for CostModel {
             .with(Leg::DeviceToHost, leg(10_000, 1_000, 20))
             .with(Leg::DeviceLocal, leg(5_000, 500, 200))
             .with(Leg::Relay, leg(50_000, 1_000, 20))
+            .with(Leg::LinkToDevice, leg(10_000, 1_000, 50))
+            .with(Leg::DeviceToLink, leg(10_000, 1_000, 50))
             .with(Leg::Checksum, leg(0, 0, 15))
     }
 }

@@ -27,8 +27,8 @@ pub struct PeerView {
     pub capabilities: Capabilities,
     /// Whether the device's copy engine can address the region; if not, why.
     pub reach: Result<(), String>,
-    /// Whether the owner relays through a device of its own; if not, why.
-    pub relay: Result<(), String>,
+    /// The staging of the owner's device, if it relays through one that this device has a link to; if not, why.
+    pub relay: Result<Staging, String>,
     /// Whether the processor makes a checksum of every payload.
     pub summed: bool,
     /// Whether the processor can read the region by address, to sum what the device copies by itself.

@@ -23,7 +23,9 @@ pub fn predict(way: Way, path: Path, steps: &[Step], local: &LocalView, costs: &
             let leg = if way == Way::Get { Leg::HostToDevice } else { Leg::DeviceToHost };
             clock.over_link(way, steps, leg);
         }
-        (false, false) => clock.staged(way, path, steps),
+        (false, false) if path == Path::Relay && way == Way::Get => clock.relayed_get(steps),
+        (false, false) if path == Path::Relay => clock.relayed_put(steps),
+        (false, false) => clock.staged(way, steps),
     }
     let total = clock.now.max(clock.end);
     let corrected = u128::from(total) * u128::from(costs.correction(path)) / u128::from(CORRECTION_UNIT);
@@ -46,7 +48,7 @@ impl Clock<'_> {
     fn cost(&self, leg: Leg, pieces: usize, bytes: u64) -> u64 {
         // Links take any number of operations a call.
         let batch_max = match leg {
-            Leg::NetworkRead | Leg::NetworkWrite | Leg::Checksum => usize::MAX,
+            Leg::NetworkRead | Leg::NetworkWrite | Leg::Checksum | Leg::Relay => usize::MAX,
             _ => self.local.batch_copies_max.max(1),
         };
         self.costs.leg(leg).time_ns(pieces.div_ceil(batch_max) as u64, pieces as u64, bytes)
@@ -116,29 +118,79 @@ impl Clock<'_> {
     }
 
     /// The copy engine moves contiguous runs on one leg and local pieces on another.
-    fn staged(&mut self, way: Way, path: Path, steps: &[Step]) {
+    fn staged(&mut self, way: Way, steps: &[Step]) {
         let slots = slot_count(steps);
         let mut free = vec![0; slots];
         let mut ends = Vec::with_capacity(steps.len());
         for (at, step) in steps.iter().enumerate() {
             let (bytes, parts, pieces) = (step.bytes(), step.parts.len(), step.copies.len());
-            let mut ready = free[at % slots];
-            let peer = if way == Way::Get { Leg::PeerToDevice } else { Leg::DeviceToPeer };
+            let ready = free[at % slots];
             let end = if way == Way::Get {
-                if path == Path::Relay {
-                    ready = self.submit(Leg::Relay, parts, bytes, ready);
-                }
-                let arrived = self.submit(peer, parts, bytes, ready);
+                let arrived = self.submit(Leg::PeerToDevice, parts, bytes, ready);
                 self.submit(Leg::DeviceLocal, pieces, bytes, arrived)
             } else {
                 let gathered = self.submit(Leg::DeviceLocal, pieces, bytes, ready);
-                let sent = self.submit(peer, parts, bytes, gathered);
-                if path == Path::Relay { self.submit(Leg::Relay, parts, bytes, sent) } else { sent }
+                self.submit(Leg::DeviceToPeer, parts, bytes, gathered)
             };
             free[at % slots] = end;
             ends.push(end);
         }
         self.sum_all(way, steps, &ends);
+    }
+
+    /// The owner does what a request sent at `sent` asks for, one after the other; when its answer is here. It sums a
+    /// get beside its copy, a put after it.
+    fn relay(&mut self, way: Way, step: &Step, sent: u64) -> u64 {
+        let (parts, bytes) = (step.parts.len(), step.bytes());
+        let copying = self.cost(Leg::Relay, parts, bytes);
+        let summing = if self.summed { self.cost(Leg::Checksum, 1, bytes) } else { 0 };
+        let cost = if way == Way::Get { copying.max(summing) } else { copying.saturating_add(summing) };
+        let free = self.free.get(&Leg::Relay).copied().unwrap_or(0);
+        let end = sent.max(free).saturating_add(cost);
+        self.free.insert(Leg::Relay, end);
+        end
+    }
+
+    /// The owner fills its slots, the link copies them here, local pieces follow. A slot there is asked for again when
+    /// the link has emptied it.
+    fn relayed_get(&mut self, steps: &[Step]) {
+        let slots = slot_count(steps);
+        let (mut free, mut sent) = (vec![0; slots], vec![0; steps.len()]);
+        for (at, step) in steps.iter().enumerate() {
+            let staged = self.relay(Way::Get, step, sent[at]);
+            self.now = self.now.max(staged);
+            let linked = self.submit(Leg::LinkToDevice, step.parts.len(), step.bytes(), free[at % slots]);
+            free[at % slots] = self.submit(Leg::DeviceLocal, step.copies.len(), step.bytes(), linked);
+            if let Some(next) = sent.get_mut(at + slots) {
+                self.now = self.now.max(linked);
+                *next = self.now;
+            }
+        }
+    }
+
+    /// Pieces are gathered here, the link copies them to the owner's slots, the owner empties those.
+    fn relayed_put(&mut self, steps: &[Step]) {
+        let slots = slot_count(steps);
+        let mut gathered: Vec<u64> = Vec::with_capacity(steps.len());
+        let mut stored: Vec<u64> = Vec::with_capacity(steps.len());
+        let mut linked = vec![0; slots];
+        for (slot, step) in steps.iter().take(slots).enumerate() {
+            gathered.push(self.submit(Leg::DeviceLocal, step.copies.len(), step.bytes(), 0));
+            linked[slot] = self.submit(Leg::DeviceToLink, step.parts.len(), step.bytes(), gathered[slot]);
+        }
+        for (at, step) in steps.iter().enumerate() {
+            if at >= slots {
+                self.now = self.now.max(stored[at - slots]);
+                linked[at % slots] = self.submit(Leg::DeviceToLink, step.parts.len(), step.bytes(), gathered[at]);
+            }
+            self.now = self.now.max(linked[at % slots]);
+            let end = self.relay(Way::Put, step, self.now);
+            stored.push(end);
+            if let Some(next) = steps.get(at + slots) {
+                gathered.push(self.submit(Leg::DeviceLocal, next.copies.len(), next.bytes(), 0));
+            }
+        }
+        self.now = self.now.max(stored.into_iter().max().unwrap_or(0));
     }
 
     /// A get is summed beside its copies, a put object by object once its bytes are there.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use thiserror::Error;
 
-use super::build::{Limits, steps};
+use super::build::{Limits, staging_of, steps};
 use super::input::{LocalView, PeerView, PlanObject};
 use super::predict::predict;
 use super::{Path, PathChoice, PlannedGroup, Step, TransferPlan, Way};
@@ -199,9 +199,10 @@ fn possible(peer: &PeerView, local: &LocalView, path: Path) -> Result<(), String
         (Path::Staged, true) => staged(&local.staging, "host staging"),
         (Path::Host, false) => staged(&local.pinned, "pinned host staging"),
         (Path::Relay, false) => {
-            peer.relay.clone()?;
-            summable()?;
-            staged(&local.staging, "device staging")
+            // The owner's processor sees to trailers and checksums: it sees the region.
+            let far = peer.relay.clone()?;
+            staged(&local.staging, "device staging")?;
+            staged(&Some(far), "the staging of its owner's device")
         }
         (Path::Staged, false) => {
             peer.reach.clone()?;
@@ -225,16 +226,11 @@ fn best_steps(
     let (view, local) = (&request.peers[peer], request.local);
     let objects: Vec<_> = objects.iter().map(|index| (*index, request.objects[*index])).collect();
     let make = |objects: &[(usize, PlanObject<'_>)], step_bytes| {
-        let built = steps(objects, &Limits::new(path, &view.capabilities, local, step_bytes))?;
+        let built = steps(objects, &Limits::new(path, view, local, step_bytes))?;
         let ns = predict(request.way, path, &built, local, &view.costs, view.summed);
         Ok::<_, String>((built, ns))
     };
-    let staging = match (path, local.cpu_touches) {
-        (Path::Direct, _) | (Path::Host, true) => None,
-        (Path::Host, false) => local.pinned,
-        _ => local.staging,
-    };
-    let Some(staging) = staging else { return make(&objects, u64::MAX) };
+    let Some(staging) = staging_of(path, view, local) else { return make(&objects, u64::MAX) };
     let sample = &objects[..objects.len().min(SAMPLE_OBJECTS)];
     let mut best: Option<(u64, Vec<Step>, u64)> = None;
     let lengths = STEP_SHARES.iter().map(|share| staging.slot_bytes / share).filter(|bytes| *bytes >= STEP_BYTES_MIN);

@@ -320,7 +320,7 @@ fn write_job<'a>(extent: Extent, local: &'a ScatterList, ending: Ending<'a>) -> 
 }
 
 /// Opens one connection within the deadline.
-fn connect_to(address: SocketAddr, deadline: Instant) -> Result<OwnedFd, TransportError> {
+pub(crate) fn connect_to(address: SocketAddr, deadline: Instant) -> Result<OwnedFd, TransportError> {
     if Instant::now() >= deadline {
         return Err(TransportError::Timeout);
     }

@@ -19,6 +19,8 @@ pub(crate) enum Op {
     Ping,
     Read,
     Write,
+    /// A [`RelayRequest`](crate::relay::RelayRequest) of `payload_bytes` bytes follows.
+    Relay,
 }
 
 /// The start of a request.
@@ -67,6 +69,7 @@ impl Request {
             Op::Ping => 0,
             Op::Read => 1,
             Op::Write => 2,
+            Op::Relay => 3,
         };
         bytes[8..16].copy_from_slice(&self.id.to_le_bytes());
         bytes[16..32].copy_from_slice(&self.token.to_le_bytes());
@@ -85,6 +88,7 @@ impl Request {
             0 => Op::Ping,
             1 => Op::Read,
             2 => Op::Write,
+            3 => Op::Relay,
             _ => return Err(NotAFrame("unknown operation")),
         };
         Ok(Self {
@@ -158,7 +162,7 @@ mod tests {
     use super::*;
 
     fn requests() -> impl Strategy<Value = Request> {
-        let op = prop_oneof![Just(Op::Ping), Just(Op::Read), Just(Op::Write)];
+        let op = prop_oneof![Just(Op::Ping), Just(Op::Read), Just(Op::Write), Just(Op::Relay)];
         let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
         (op, any::<u128>(), numbers, any::<u32>()).prop_map(
             |(op, token, (id, offset, payload_bytes, extent_bytes, start), budget_ms)| Request {

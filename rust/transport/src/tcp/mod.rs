@@ -23,5 +23,5 @@ mod receiving;
 mod sending;
 pub(crate) mod server;
 pub(crate) mod session;
-mod stream;
+pub(crate) mod stream;
 mod sum;

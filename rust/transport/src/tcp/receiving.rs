@@ -196,6 +196,7 @@ impl Receiving {
                 Op::Write if !ledger.sending.has_ended(self.answered) => {
                     return Err(nonsense("a write that is done before it was sent"));
                 }
+                Op::Relay => return Err(nonsense("an answer that nobody here asked for")),
                 Op::Ping | Op::Write => {
                     let arrived = Arrived { trailer: NO_TRAILER, sum: ledger.sums[self.answered] };
                     ledger.outcomes[self.answered] = Some(Ok(arrived));

@@ -18,6 +18,7 @@ use rustix::net::{Shutdown, SocketFlags, accept_with, shutdown};
 
 use crate::error::TransportError;
 use crate::net::{Waker, wait_any};
+use crate::relay::RelayHost;
 use crate::tcp::session::Session;
 
 /// Most connections of one server at the same time. A peer uses a handful.
@@ -39,6 +40,7 @@ struct Shared {
     segment: Arc<Segment>,
     token: u128,
     connections_max: usize,
+    relay: Option<Arc<dyn RelayHost>>,
     waker: Waker,
     sessions: Mutex<Sessions>,
     changed: Condvar,
@@ -59,12 +61,14 @@ impl TcpServer {
         segment: Arc<Segment>,
         token: u128,
         connections_max: usize,
+        relay: Option<Arc<dyn RelayHost>>,
     ) -> Result<Self, TransportError> {
         listener.set_nonblocking(true).map_err(|error| TransportError::from_io("listen", &error))?;
         let shared = Arc::new(Shared {
             segment,
             token,
             connections_max,
+            relay,
             waker: Waker::new()?,
             sessions: Mutex::default(),
             changed: Condvar::new(),
@@ -160,7 +164,7 @@ impl Shared {
         let shared = Arc::clone(self);
         let spawned = thread::Builder::new().name("memcache-tcp".to_owned()).spawn(move || {
             let _open = Open { shared: Arc::clone(&shared), number };
-            Session::new(socket, Arc::clone(&shared.segment), shared.token).run(&peer);
+            Session::new(socket, Arc::clone(&shared.segment), shared.token, shared.relay.clone()).run(&peer);
         });
         if let Err(error) = spawned {
             tracing::warn!(%error, "no thread for a data connection");
@@ -235,7 +239,7 @@ mod tests {
         let segment = Segment::create(1 << 20, &SegmentOptions { huge_pages: false, prefault: false }).unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = listener.local_addr().unwrap();
-        let mut server = TcpServer::start(listener, Arc::new(segment), TOKEN, 2).unwrap();
+        let mut server = TcpServer::start(listener, Arc::new(segment), TOKEN, 2, None).unwrap();
         let connect = || TcpStream::connect(address).unwrap();
         let (mut first, mut second) = (connect(), connect());
         assert!(is_served(&mut first) && is_served(&mut second));

@@ -10,6 +10,7 @@ use memcache_types::limits::TRAILER_LEN;
 use crate::error::TransportError;
 use crate::net::More;
 use crate::ops::{check_range, view};
+use crate::relay::{RELAY_BODY_MAX, RelayHost, RelaySession, decode_request, encode_reply};
 use crate::tcp::frame::{NotAFrame, Op, REQUEST_BYTES, Reply, Request, Status, TEXT_BYTES_MAX};
 use crate::tcp::stream::Stream;
 
@@ -30,6 +31,8 @@ pub(crate) struct Session {
     token: u128,
     /// Whether the peer has shown the token. Until then it is not waited for long.
     is_known: bool,
+    /// Where the owner relays through a device: what this peer has of it.
+    relay: Option<RelaySession>,
 }
 
 /// Why a session ends.
@@ -47,8 +50,13 @@ impl From<TransportError> for End {
 }
 
 impl Session {
-    pub(crate) fn new(socket: Arc<OwnedFd>, segment: Arc<Segment>, token: u128) -> Self {
-        Self { stream: Stream::new(socket), segment, token, is_known: false }
+    pub(crate) fn new(
+        socket: Arc<OwnedFd>,
+        segment: Arc<Segment>,
+        token: u128,
+        relay: Option<Arc<dyn RelayHost>>,
+    ) -> Self {
+        Self { stream: Stream::new(socket), segment, token, is_known: false, relay: relay.map(RelaySession::new) }
     }
 
     pub(crate) fn run(&mut self, peer: &str) {
@@ -97,6 +105,7 @@ impl Session {
                 Ok(extent) => self.write(&request, extent, deadline)?,
                 Err(error) => self.refuse_write(&request, region.bytes(), &error, deadline)?,
             },
+            Op::Relay => self.relay(&request, region, deadline)?,
         }
         Ok(())
     }
@@ -121,6 +130,31 @@ impl Session {
         self.stream.read_exact(&mut trailer, deadline)?;
         extent.publish_trailer(&trailer);
         self.done(request, 0, deadline)
+    }
+
+    fn relay(&mut self, request: &Request, region: RawRegion<'_>, deadline: Instant) -> Result<(), End> {
+        let length = usize::try_from(request.payload_bytes).unwrap_or(usize::MAX);
+        if length > RELAY_BODY_MAX {
+            self.refuse(request, Status::Invalid, "a relay request longer than any", deadline)?;
+            return Err(End::Hostile(NotAFrame("a relay request longer than any")));
+        }
+        let mut body = vec![0; length];
+        self.stream.read_exact(&mut body, deadline)?;
+        let Some(relay) = &mut self.relay else {
+            return Ok(self.refuse(request, Status::Invalid, "this owner offers no relay", deadline)?);
+        };
+        let (clock_ns, asked) = decode_request(&body).map_err(End::Hostile)?;
+        match relay.serve(clock_ns, &asked, region, deadline) {
+            Ok(None) => return Ok(()),
+            Ok(Some(answer)) => {
+                let body = encode_reply(relay.clock_ns(), &answer);
+                self.done(request, body.len() as u64, deadline)?;
+                self.stream.write(&body, deadline)?;
+            }
+            Err(error) => self.refuse(request, Status::Invalid, &error.to_string(), deadline)?,
+        }
+        // At once: the peer's device is to copy while this one fills the next slot.
+        Ok(self.stream.flush(More::Nothing, deadline)?)
     }
 
     /// Answers a write that makes no sense. Its payload is on its way whatever the answer: a sane length is read and
