@@ -56,6 +56,12 @@ impl<T> fmt::Debug for Slot<T> {
     }
 }
 
+/// Reads many things before any of them is needed. Each read waits for memory, and nothing here depends on what was
+/// read, so the waits overlap.
+pub(super) fn warm(reads: impl Iterator<Item = usize>) {
+    std::hint::black_box(reads.fold(0, |all, one| all ^ one));
+}
+
 /// Items of one kind. Slots of removed items are used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
@@ -90,6 +96,11 @@ impl<T> Slab<T> {
 
     pub(super) fn get(&self, slot: Slot<T>) -> Option<&T> {
         self.items.get(slot.index())?.as_ref()
+    }
+
+    /// Reads something of an item. The value means nothing.
+    pub(super) fn warm(&self, slot: Slot<T>) -> usize {
+        usize::from(self.get(slot).is_some())
     }
 
     /// The slots in use among `count` positions from `start` on, and where to go on; `None` at the end.
