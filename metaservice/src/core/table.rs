@@ -73,8 +73,8 @@ impl<T> Table<T> {
     }
 
     /// The slot with this hash that `is_it`, if there is one.
-    pub(super) fn find(&self, hash: u64, mut is_it: impl FnMut(Slot<T>) -> bool) -> Option<Slot<T>> {
-        self.locate(hash, |slot| is_it(slot)).map(|(_, _, slot)| slot)
+    pub(super) fn find(&self, hash: u64, is_it: impl FnMut(Slot<T>) -> bool) -> Option<Slot<T>> {
+        self.locate(hash, is_it).map(|(_, _, slot)| slot)
     }
 
     fn locate(&self, hash: u64, mut is_it: impl FnMut(Slot<T>) -> bool) -> Option<(usize, usize, Slot<T>)> {
@@ -156,7 +156,7 @@ mod tests {
 
     /// Few different homes and tags, so that lines overflow and tags are alike.
     const fn crowded(number: u64) -> u64 {
-        number % 7 | (number % 3) << 48
+        (number % 7) | ((number % 3) << 48)
     }
 
     fn play(hash_of: fn(u64) -> u64) {
