@@ -37,6 +37,7 @@ mod segment;
 mod slab;
 mod space;
 mod status;
+mod table;
 mod using;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

@@ -1,10 +1,10 @@
 //! From keys to what is known about them.
 
-use hashbrown::HashTable;
 use memcache_types::{KeyBatch, KeyDigest};
 
 use super::object::Object;
-use super::slab::{Slab, Slot};
+use super::slab::{Slab, Slot, warm};
+use super::table::Table;
 
 /// Keys looked up together. Each step of a look-up waits for memory; doing one step for many keys before the next
 /// step lets those waits overlap.
@@ -12,8 +12,8 @@ pub(super) const CHUNK: usize = 64;
 
 /// What is known about one key. There is an entry exactly while the key is readable or somebody writes it.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Entry {
-    key: Box<[u8]>,
     pub(super) hash: u64,
     /// The put that its bytes come from: the lowest generation of the tickets of that put. Means something only while
     /// there is an object.
@@ -22,6 +22,39 @@ pub(super) struct Entry {
     pub(super) object: Option<Slot<Object>>,
     /// Live reservations, replicas wanted and marks, packed: there are many entries.
     state: u32,
+    key: Key,
+}
+
+const _: () = assert!(size_of::<Option<Entry>>() <= 80, "entries are kept small");
+
+/// Longest key that is kept within its entry: a digest, a model and a slot fit.
+const SHORT_BYTES: usize = 54;
+
+/// A key, within its entry if it is short: the comparison then waits for no more memory.
+#[derive(Debug)]
+enum Key {
+    Short(u8, [u8; SHORT_BYTES]),
+    Long(Box<[u8]>),
+}
+
+impl Key {
+    fn new(bytes: &[u8]) -> Self {
+        match u8::try_from(bytes.len()) {
+            Ok(length) if bytes.len() <= SHORT_BYTES => {
+                let mut short = [0; SHORT_BYTES];
+                short[..bytes.len()].copy_from_slice(bytes);
+                Self::Short(length, short)
+            }
+            _ => Self::Long(bytes.into()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Short(length, bytes) => &bytes[..usize::from(*length)],
+            Self::Long(bytes) => bytes,
+        }
+    }
 }
 
 /// Bits of [`Entry::state`] that count live reservations. There are never more of them.
@@ -71,7 +104,17 @@ impl Entry {
     }
 
     pub(super) fn key(&self) -> &[u8] {
-        &self.key
+        self.key.bytes()
+    }
+
+    /// Reads its first and its last byte. The value means nothing.
+    #[allow(clippy::cast_possible_truncation, reason = "it means nothing")]
+    fn warm(&self) -> usize {
+        let last = match &self.key {
+            Key::Short(_, bytes) => bytes[SHORT_BYTES - 1],
+            Key::Long(_) => 0,
+        };
+        self.hash as usize ^ usize::from(last)
     }
 }
 
@@ -79,7 +122,7 @@ impl Entry {
 #[derive(Debug)]
 pub(super) struct KeyIndex {
     /// Many tables, each for its part of the hashes: one grows at a time, and a small one grows in a short time.
-    tables: Box<[HashTable<Bucket>]>,
+    tables: Box<[Table<Entry>]>,
     entries: Slab<Entry>,
 }
 
@@ -92,22 +135,9 @@ const fn table_of(hash: u64) -> usize {
     ((hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
 }
 
-/// An entry's place in the table, with enough of its hash to pass over nearly all other entries without a look at them.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    tag: u32,
-    slot: Slot<Entry>,
-}
-
-/// Bits of a hash that the table uses neither for the position nor for its own short tags.
-#[allow(clippy::cast_possible_truncation, reason = "some of the bits are what is asked for")]
-const fn tag(hash: u64) -> u32 {
-    (hash >> 25) as u32
-}
-
 impl KeyIndex {
     pub(super) fn new() -> Self {
-        Self { tables: (0..TABLES).map(|_| HashTable::new()).collect(), entries: Slab::new() }
+        Self { tables: (0..TABLES).map(|_| Table::new()).collect(), entries: Slab::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -119,38 +149,30 @@ impl KeyIndex {
     }
 
     fn find_hashed(&self, key: &[u8], hash: u64) -> Option<Slot<Entry>> {
-        let found = self.tables[table_of(hash)]
-            .find(hash, |bucket| bucket.tag == tag(hash) && self.is_entry_of(bucket.slot, key, hash));
-        found.map(|bucket| bucket.slot)
-    }
-
-    fn is_entry_of(&self, slot: Slot<Entry>, key: &[u8], hash: u64) -> bool {
-        let entry = &self.entries[slot];
-        entry.hash == hash && *entry.key == *key
+        self.tables[table_of(hash)].find(hash, |slot| {
+            let entry = &self.entries[slot];
+            entry.hash == hash && entry.key() == key
+        })
     }
 
     /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on.
     pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<Slot<Entry>>; CHUNK] {
         let count = keys.len().saturating_sub(start).min(CHUNK);
         let mut hashes = [0; CHUNK];
-        for (offset, hash) in hashes[..count].iter_mut().enumerate() {
+        let hashes = &mut hashes[..count];
+        for (offset, hash) in hashes.iter_mut().enumerate() {
             *hash = KeyDigest::of(keys.get(start + offset)).low();
         }
+        warm(hashes.iter().map(|hash| self.tables[table_of(*hash)].warm(*hash)));
         let mut found = [None; CHUNK];
-        for (candidate, hash) in found.iter_mut().zip(&hashes[..count]) {
-            let table = &self.tables[table_of(*hash)];
-            *candidate = table.find(*hash, |bucket| bucket.tag == tag(*hash)).map(|bucket| bucket.slot);
+        for (candidate, hash) in found.iter_mut().zip(&*hashes) {
+            *candidate = self.tables[table_of(*hash)].find(*hash, |_| true);
         }
-        let mut known: [&[u8]; CHUNK] = [&[]; CHUNK];
-        for (key, candidate) in known.iter_mut().zip(&found[..count]) {
-            if let Some(slot) = candidate {
-                *key = &self.entries[*slot].key;
-            }
-        }
+        warm(found[..count].iter().flatten().map(|slot| self.entries[*slot].warm()));
         for (offset, candidate) in found[..count].iter_mut().enumerate() {
             let key = keys.get(start + offset);
-            // Another key with the same tag is in the way once in billions of look-ups.
-            if candidate.is_some() && *known[offset] != *key {
+            // Another key with the same tag is in the way once in thousands of look-ups.
+            if candidate.is_some_and(|slot| self.entries[slot].key() != key) {
                 *candidate = self.find_hashed(key, hashes[offset]);
             }
         }
@@ -163,10 +185,9 @@ impl KeyIndex {
         if let Some(slot) = self.find_hashed(key, hash) {
             return slot;
         }
-        let slot = self.entries.insert(Entry { key: key.into(), hash, origin: 0, object: None, state: 0 });
+        let slot = self.entries.insert(Entry { key: Key::new(key), hash, origin: 0, object: None, state: 0 });
         let entries = &self.entries;
-        let table = &mut self.tables[table_of(hash)];
-        table.insert_unique(hash, Bucket { tag: tag(hash), slot }, |other| entries[other.slot].hash);
+        self.tables[table_of(hash)].insert(hash, slot, |other| entries[other].hash);
         slot
     }
 
@@ -195,10 +216,8 @@ impl KeyIndex {
         if entry.object.is_some() || entry.writers() > 0 {
             return;
         }
-        let table = &mut self.tables[table_of(entry.hash)];
-        if let Ok(occupied) = table.find_entry(entry.hash, |other| other.slot == slot) {
-            occupied.remove();
-        }
+        let hash = entry.hash;
+        self.tables[table_of(hash)].remove(hash, slot);
         self.entries.remove(slot);
     }
 }
@@ -233,8 +252,8 @@ mod tests {
         let mut index = KeyIndex::new();
         let (known, other) = (b"known".as_slice(), b"other".as_slice());
         let hash = KeyDigest::of(other).low();
-        let slot = index.entries.insert(Entry { key: known.into(), hash, origin: 0, object: None, state: 1 });
-        index.tables[table_of(hash)].insert_unique(hash, Bucket { tag: tag(hash), slot }, |_| hash);
+        let slot = index.entries.insert(Entry { key: Key::new(known), hash, origin: 0, object: None, state: 1 });
+        index.tables[table_of(hash)].insert(hash, slot, |_| hash);
         let keys = KeyBatch::from_keys([other]).unwrap();
         assert_eq!(index.find_chunk(&keys, 0)[0], None);
         let own = index.find_or_insert(other);

@@ -49,6 +49,11 @@ impl<T> Links<T> {
     pub(super) const fn newer(&self) -> Option<Slot<T>> {
         self.newer
     }
+
+    /// Both neighbours.
+    pub(super) const fn both(&self) -> [Option<Slot<T>>; 2] {
+        [self.newer, self.older]
+    }
 }
 
 /// From newest to oldest.

@@ -90,6 +90,7 @@ impl Core {
         let mut objects = Vec::with_capacity(keys.len());
         for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
+            self.warm_moves(&chunk.into_iter().flatten().collect::<Vec<_>>());
             for entry in &chunk[..CHUNK.min(keys.len() - start)] {
                 let (outcome, first) = self.judge(*entry);
                 reply.outcomes.push(outcome);
@@ -267,9 +268,7 @@ impl Core {
             }
         }
         // The head of the chain is to be the last to go.
-        for entry in readable.into_iter().rev() {
-            self.touch(entry);
-        }
+        self.touch_all(&readable);
         reply
     }
 

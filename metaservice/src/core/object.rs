@@ -16,6 +16,7 @@ use super::slab::Slot;
 /// It is in exactly one list of its segment: `leased` while anybody holds a lease on it, else `surplus` while its key
 /// has other replicas, else `idle`. Kept small: there are many of them.
 #[derive(Debug)]
+#[repr(align(64))]
 pub(super) struct Object {
     pub(super) links: Links<Object>,
     /// `None`: removed, and kept only for those who still read it.

@@ -56,56 +56,92 @@ impl<T> fmt::Debug for Slot<T> {
     }
 }
 
+/// Reads many things before any of them is needed. Each read waits for memory, and nothing here depends on what was
+/// read, so the waits overlap.
+pub(super) fn warm(reads: impl Iterator<Item = usize>) {
+    std::hint::black_box(reads.fold(0, |all, one| all ^ one));
+}
+
 /// Items of one kind. Slots of removed items are used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    items: Vec<Option<T>>,
+    /// All but the last hold [`PART`] items. So growth moves none, except within a first part that is not full.
+    parts: Vec<Vec<Option<T>>>,
     free: Vec<Slot<T>>,
 }
 
+/// Items of one part.
+const PART: usize = 1 << 15;
+
 impl<T> Slab<T> {
     pub(super) const fn new() -> Self {
-        Self { items: Vec::new(), free: Vec::new() }
+        Self { parts: Vec::new(), free: Vec::new() }
+    }
+
+    /// Positions, used or free.
+    fn positions(&self) -> usize {
+        self.parts.last().map_or(0, |last| (self.parts.len() - 1) * PART + last.len())
+    }
+
+    fn position(&self, index: usize) -> Option<&T> {
+        self.parts.get(index / PART)?.get(index % PART)?.as_ref()
+    }
+
+    fn position_mut(&mut self, index: usize) -> Option<&mut Option<T>> {
+        self.parts.get_mut(index / PART)?.get_mut(index % PART)
     }
 
     pub(super) fn len(&self) -> usize {
-        self.items.len() - self.free.len()
+        self.positions() - self.free.len()
     }
 
     pub(super) fn insert(&mut self, item: T) -> Slot<T> {
         if let Some(slot) = self.free.pop() {
-            self.items[slot.index()] = Some(item);
+            *self.position_mut(slot.index()).expect("slots name positions") = Some(item);
             return slot;
         }
-        self.items.push(Some(item));
-        Slot::new(self.items.len() - 1)
+        let index = self.positions();
+        if index.is_multiple_of(PART) {
+            // Few slabs have a second part, and those grow on.
+            self.parts.push(if index == 0 { Vec::new() } else { Vec::with_capacity(PART) });
+        }
+        if let Some(last) = self.parts.last_mut() {
+            last.push(Some(item));
+        }
+        Slot::new(index)
     }
 
     /// Takes an item out. Panics if it is gone already: a slot has one owner.
     pub(super) fn remove(&mut self, slot: Slot<T>) -> T {
-        let item = self.items[slot.index()].take().expect("a slot in use");
+        let item = self.position_mut(slot.index()).and_then(Option::take).expect("a slot in use");
         self.free.push(slot);
         item
     }
 
     pub(super) fn get(&self, slot: Slot<T>) -> Option<&T> {
-        self.items.get(slot.index())?.as_ref()
+        self.position(slot.index())
+    }
+
+    /// Reads something of an item. The value means nothing.
+    pub(super) fn warm(&self, slot: Slot<T>) -> usize {
+        usize::from(self.get(slot).is_some())
     }
 
     /// The slots in use among `count` positions from `start` on, and where to go on; `None` at the end.
     pub(super) fn walk(&self, start: usize, count: usize) -> (impl Iterator<Item = Slot<T>> + '_, Option<usize>) {
-        let end = start.saturating_add(count).min(self.items.len());
-        let slots = (start.min(end)..end).filter(|index| self.items[*index].is_some()).map(Slot::new);
-        (slots, (end < self.items.len()).then_some(end))
+        let end = start.saturating_add(count).min(self.positions());
+        let slots = (start.min(end)..end).filter(|index| self.position(*index).is_some()).map(Slot::new);
+        (slots, (end < self.positions()).then_some(end))
     }
 
     /// The items with their slots, in slot order.
     pub(super) fn iter(&self) -> impl Iterator<Item = (Slot<T>, &T)> {
-        self.items.iter().enumerate().filter_map(|(index, item)| Some((Slot::new(index), item.as_ref()?)))
+        let items = self.parts.iter().flatten().enumerate();
+        items.filter_map(|(index, item)| Some((Slot::new(index), item.as_ref()?)))
     }
 
     pub(super) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.items.iter_mut().flatten()
+        self.parts.iter_mut().flatten().flatten()
     }
 }
 
@@ -113,12 +149,43 @@ impl<T> Index<Slot<T>> for Slab<T> {
     type Output = T;
 
     fn index(&self, slot: Slot<T>) -> &T {
-        self.items[slot.index()].as_ref().expect("a slot in use")
+        self.position(slot.index()).expect("a slot in use")
     }
 }
 
 impl<T> IndexMut<Slot<T>> for Slab<T> {
     fn index_mut(&mut self, slot: Slot<T>) -> &mut T {
-        self.items[slot.index()].as_mut().expect("a slot in use")
+        self.position_mut(slot.index()).and_then(Option::as_mut).expect("a slot in use")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn items_of_all_parts_are_found_walked_and_replaced() {
+        let mut slab = Slab::new();
+        let slots: Vec<_> = (0..2 * PART + 5).map(|number| slab.insert(number)).collect();
+        assert_eq!(slab.len(), 2 * PART + 5);
+        assert!(slots.iter().enumerate().all(|(number, slot)| slab[*slot] == number));
+        for number in [0, PART - 1, PART, 2 * PART + 4] {
+            assert_eq!(slab.remove(slots[number]), number);
+            assert_eq!(slab.get(slots[number]), None);
+        }
+        let left: Vec<_> = slab.iter().map(|(slot, number)| (slot.index(), *number)).collect();
+        assert_eq!(left.len(), slab.len());
+        assert!(left.iter().all(|(index, number)| index == number));
+        let (mut walked, mut next) = (Vec::new(), Some(0));
+        while let Some(start) = next {
+            let (slots, after) = slab.walk(start, PART - 3);
+            walked.extend(slots);
+            next = after;
+        }
+        assert_eq!(walked, slab.iter().map(|(slot, _)| slot).collect::<Vec<_>>());
+        assert_eq!(slab.insert(7), slots[2 * PART + 4]);
+        slab.values_mut().for_each(|number| *number += 1);
+        assert_eq!((slab[slots[2 * PART + 4]], slab[slots[PART + 1]]), (8, PART + 2));
+        assert_eq!(slab.len(), 2 * PART + 2);
     }
 }

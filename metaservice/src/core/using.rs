@@ -2,10 +2,10 @@
 
 use super::Core;
 use super::clock::Millis;
-use super::index::Entry;
+use super::index::{CHUNK, Entry};
 use super::object::Object;
 use super::policy::{Mark, Shelved, Use};
-use super::slab::Slot;
+use super::slab::{Slot, warm};
 
 /// Uses of a key within so long are one: a look, the read that follows and the put of what comes next.
 const SOON_MS: u64 = 1000;
@@ -56,6 +56,29 @@ impl Core {
                 }
             }
         }
+    }
+
+    /// Marks keys as used just now, the first of them last.
+    pub(super) fn touch_all(&mut self, entries: &[Slot<Entry>]) {
+        for some in entries.rchunks(CHUNK) {
+            self.warm_moves(some);
+            for entry in some.iter().rev() {
+                self.touch(*entry);
+            }
+        }
+    }
+
+    /// Reads what moving the first replicas of some keys in their lists will need: themselves and their neighbours.
+    pub(super) fn warm_moves(&self, entries: &[Slot<Entry>]) {
+        let mut objects = [None; CHUNK];
+        for (object, entry) in objects.iter_mut().zip(entries) {
+            *object = self.index.get(*entry).object;
+        }
+        let mut beside = [[None; 2]; CHUNK];
+        for (beside, object) in beside.iter_mut().zip(objects.iter().flatten()) {
+            *beside = self.objects[*object].links.both();
+        }
+        warm(beside.iter().flatten().flatten().map(|object| self.objects.warm(*object)));
     }
 
     /// Gives the replicas of a key that a reader has just leased the mark of one more use.

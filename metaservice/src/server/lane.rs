@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use memcache_proto::lane::{Eagerness, Incoming, LOOK_TIME, PREFACE, greeting, push_frame};
+use memcache_proto::lane::{Eagerness, Incoming, PREFACE, greeting, push_frame};
 use memcache_proto::{MESSAGE_BYTES_MAX, pb};
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
@@ -61,16 +61,21 @@ impl Vigil {
             let served = self.served.load(Ordering::Relaxed);
             let answered = Instant::now();
             let mut helped = false;
-            if eager.looks() {
-                while !helped && answered.elapsed() < LOOK_TIME {
+            let look = eager.looks();
+            if let Some(long) = look {
+                while !helped && answered.elapsed() < long {
                     tokio::task::yield_now().await;
                     helped = self.served.load(Ordering::Relaxed) != served;
                 }
                 eager.helped(helped);
             }
             if !helped {
+                let looked = answered.elapsed();
                 self.is_asleep.store(true, Ordering::Release);
                 self.wake.notified().await;
+                if look.is_some() {
+                    eager.came(looked, answered.elapsed() - looked);
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ mod eager;
 use prost::Message;
 use thiserror::Error;
 
-pub use self::eager::{Eagerness, LOOK_TIME};
+pub use self::eager::Eagerness;
 
 use crate::{MESSAGE_BYTES_MAX, pb};
 

@@ -179,6 +179,7 @@ impl KeyBatch {
     }
 
     /// Key number `index`. Panics past the end, as a slice does.
+    #[inline]
     pub fn get(&self, index: usize) -> &[u8] {
         let start = if index == 0 { 0 } else { self.ends[index - 1] as usize };
         &self.data[start..self.ends[index] as usize]

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
-use memcache_proto::lane::{Eagerness, GREETING_BYTES_MAX, Incoming, LOOK_TIME, PREFACE, push_frame};
+use memcache_proto::lane::{Eagerness, GREETING_BYTES_MAX, Incoming, PREFACE, push_frame};
 use memcache_proto::{MESSAGE_BYTES_MAX, pb};
 use rustix::io::Errno;
 use rustix::net::sockopt::{self, Timeout};
@@ -99,7 +99,7 @@ impl Lane {
         while sent < self.outgoing.len() {
             match rustix::net::send(&self.socket, &self.outgoing[sent..], SendFlags::NOSIGNAL) {
                 Ok(bytes) => sent += bytes,
-                Err(error) => look(error, deadline, is_over).map_err(|broken| match broken {
+                Err(error) => look_again(error, deadline, is_over).map_err(|broken| match broken {
                     Broken::Interrupted(_) if sent == 0 => Broken::Unsent,
                     other => other,
                 })?,
@@ -112,11 +112,11 @@ impl Lane {
         Ok(())
     }
 
-    /// Looks for bytes without sleeping; `None` when there are none in good time.
-    fn look_for_bytes(&mut self) -> Option<Received> {
+    /// Looks for bytes without sleeping for so long; `None` when there are none in that time.
+    fn look_for_bytes(&mut self, long: Duration) -> Option<Received> {
         let started = Instant::now();
         let mut received = Err(Errno::AGAIN);
-        while received == Err(Errno::AGAIN) && started.elapsed() < LOOK_TIME {
+        while received == Err(Errno::AGAIN) && started.elapsed() < long {
             std::hint::spin_loop();
             received = rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::DONTWAIT);
         }
@@ -126,16 +126,22 @@ impl Lane {
     }
 
     fn receive(&mut self, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
-        let looked = if self.eager.looks() { self.look_for_bytes() } else { None };
-        let received =
-            looked.unwrap_or_else(|| rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::empty()));
+        let look = self.eager.looks();
+        let received = look.and_then(|long| self.look_for_bytes(long)).unwrap_or_else(|| {
+            let asleep = Instant::now();
+            let received = rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::empty());
+            if let Some(long) = look {
+                self.eager.came(long, asleep.elapsed());
+            }
+            received
+        });
         match received {
             Ok((0, _)) => Err(Broken::Interrupted("the service ended the connection".to_owned())),
             Ok((bytes, _)) => {
                 self.incoming.arrived(bytes);
                 Ok(())
             }
-            Err(error) => look(error, deadline, is_over),
+            Err(error) => look_again(error, deadline, is_over),
         }
     }
 }
@@ -144,7 +150,7 @@ impl Lane {
 type Received = Result<(usize, usize), Errno>;
 
 /// Whether to go on after a system call that did nothing.
-fn look(error: Errno, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
+fn look_again(error: Errno, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
     if !matches!(error, Errno::AGAIN | Errno::INTR) {
         return Err(Broken::Interrupted(format!("the connection broke: {error}")));
     }
