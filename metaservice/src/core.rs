@@ -123,6 +123,8 @@ pub struct Core {
     replicas: u64,
     segments: Slab<Segment>,
     segment_ids: BTreeMap<SegmentId, Slot<Segment>>,
+    /// Segments whose nodes have not told of everything that their tables named when they joined.
+    untold: BTreeSet<SegmentId>,
     places: Places,
     /// Segments whose nodes are gone, until all their objects are forgotten.
     graves: VecDeque<Slot<Segment>>,
@@ -184,6 +186,7 @@ impl Core {
             replicas: 0,
             segments: Slab::new(),
             segment_ids: BTreeMap::new(),
+            untold: BTreeSet::new(),
             places: Places::default(),
             graves: VecDeque::new(),
             nodes: Slab::new(),

@@ -205,6 +205,7 @@ fn locate(
         other_segments: others.iter().map(|(_, found)| found.address.segment().get()).collect(),
         other_offsets: others.iter().map(|(_, found)| found.address.offset()).collect(),
         other_generations: others.iter().map(|(_, found)| found.generation.get()).collect(),
+        resting: located.resting.iter().map(|segment| segment.get()).collect(),
     })
 }
 
@@ -257,6 +258,7 @@ fn describe(
             node: known.node.get(),
             bytes: known.bytes,
             descriptor: known.descriptor.into(),
+            untold: known.untold,
         })
         .collect();
     Ok(pb::DescribeReply { segments })

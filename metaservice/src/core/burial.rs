@@ -18,6 +18,7 @@ impl Core {
         self.policy.lent(self.lent_bytes);
         self.close_places(slot);
         self.segment_ids.remove(&self.segments[slot].id);
+        self.untold.remove(&self.segments[slot].id);
         for reservation in std::mem::take(&mut self.segments[slot].reservations) {
             let reservation = self.remove_reservation(reservation);
             self.forget_writer(reservation.entry);

@@ -39,6 +39,10 @@ pub struct Holdings<'a> {
     pub records: &'a [u32],
     /// This was all, and the node has cleared every other record of its table: the segment may be used when it has rested.
     pub done: bool,
+    /// Everything that the table named when the node joined was told, and the records of what was not kept are cleared.
+    pub told: bool,
+    /// The other way round: these were kept, and are no longer there.
+    pub gone: bool,
 }
 
 /// What became of [`Holdings`].
@@ -89,7 +93,13 @@ impl Core {
                 wanted: holdings.wanted[at],
                 record: holdings.records[at],
             });
-            kept.push(claim.is_some_and(|claim| self.take_claim(slot, &claim)));
+            kept.push(claim.is_some_and(|claim| match holdings.gone {
+                true => self.drop_claim(slot, &claim),
+                false => self.take_claim(slot, &claim),
+            }));
+        }
+        if holdings.told || holdings.done {
+            self.untold.remove(&holdings.segment);
         }
         if holdings.done
             && let Some(rest_until) = self.segments[slot].listing.take()
@@ -142,6 +152,18 @@ impl Core {
         }
         self.insert_claim(segment, claim);
         true
+    }
+
+    /// A writer of an earlier life was at work in the space of an object that was taken up: its node looked again when
+    /// the memory had rested. False: it is not readable.
+    fn drop_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {
+        let known = self.index.find(claim.key).filter(|entry| self.bury_of(*entry));
+        let object = known.and_then(|entry| self.chain(entry).find(|slot| self.objects[*slot].serial == claim.serial));
+        let own = object.filter(|slot| self.objects[*slot].segment == Some(segment));
+        if let Some(object) = own.filter(|_| self.segments[segment].listing.is_some()) {
+            self.lose(object);
+        }
+        false
     }
 
     fn is_sound(&self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {

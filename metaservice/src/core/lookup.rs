@@ -49,6 +49,8 @@ pub struct LocateReply {
     pub others: Vec<(usize, Found)>,
     /// The lease on all of them; `None` when there are none.
     pub lease: Option<LeaseId>,
+    /// Segments named here in which writers of an earlier life may still be at work.
+    pub resting: Vec<SegmentId>,
 }
 
 /// How much of the beginning of a list of keys is there.
@@ -85,6 +87,7 @@ impl Core {
             found: Vec::with_capacity(keys.len()),
             others: Vec::new(),
             lease: None,
+            resting: Vec::new(),
         };
         let near = near.and_then(|id| self.node_ids.get(&id).copied());
         let mut objects = Vec::with_capacity(keys.len());
@@ -103,6 +106,8 @@ impl Core {
         if !objects.is_empty() {
             reply.lease = Some(self.new_lease(client, objects.into_boxed_slice()));
         }
+        reply.resting.sort_unstable();
+        reply.resting.dedup();
         Ok(reply)
     }
 
@@ -124,6 +129,8 @@ impl Core {
                 return;
             }
             let found = self.found(slot);
+            let segment = self.objects[slot].segment.map(|segment| &self.segments[segment]);
+            reply.resting.extend(segment.filter(|one| one.listing.is_some()).map(|one| one.id));
             if is_first {
                 reply.found.push(found);
             } else if Some(node) == near {

@@ -91,6 +91,8 @@ pub struct SegmentDescription {
     pub bytes: u64,
     /// How to reach it.
     pub descriptor: Box<[u8]>,
+    /// Its node has not told all that it holds.
+    pub untold: bool,
 }
 
 impl Core {
@@ -169,6 +171,9 @@ impl Core {
         self.policy.lent(self.lent_bytes);
         self.segment_ids.insert(id, slot);
         self.nodes[node].segments.push(slot);
+        if lists {
+            self.untold.insert(id);
+        }
         self.open_places(slot);
     }
 
@@ -281,6 +286,7 @@ impl Core {
                     node: self.nodes[segment.node].id,
                     bytes: segment.bytes,
                     descriptor: segment.descriptor.clone(),
+                    untold: self.untold.contains(&segment.id),
                 }
             })
             .collect())

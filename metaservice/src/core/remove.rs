@@ -21,6 +21,9 @@ pub struct Removed {
     /// Records that may speak of the keys: cleared by the caller, lest the keys come back with the next life of the
     /// service.
     pub records: Vec<RecordAt>,
+    /// Segments whose nodes have not told all that they hold, and may hold the keys: until they have, a restart of the
+    /// service brings the keys back. In the present life they are refused and their records cleared.
+    pub untold: Vec<SegmentId>,
 }
 
 /// What became of a removal of everything.
@@ -80,7 +83,8 @@ impl Core {
     /// Removes keys. Reservations of the keys are untouched: a put that is under way may still take effect.
     pub fn remove(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Removed {
         self.advance(now, effects);
-        let mut reply = Removed { removed: Vec::with_capacity(keys.len()), records: Vec::new() };
+        let untold = self.untold.iter().copied().collect();
+        let mut reply = Removed { removed: Vec::with_capacity(keys.len()), records: Vec::new(), untold };
         for key in keys.iter() {
             reply.removed.push(self.index.find(key).is_some_and(|entry| self.remove_key(entry)));
             let hash = KeyDigest::of(key).low();

@@ -13,6 +13,7 @@ pub(super) fn remove(core: &mut Core, now: Millis, keys: &KeyBatch, effects: &mu
         segments: found.records.iter().map(|record| record.segment.get()).collect(),
         offsets: found.records.iter().map(|record| record.offset).collect(),
         generations: found.records.iter().map(|record| record.generation.get()).collect(),
+        untold: found.untold.iter().map(|segment| segment.get()).collect(),
     }
 }
 
@@ -45,6 +46,8 @@ pub(super) fn list(
         wanted: &request.wanted,
         records: &request.records,
         done: request.done,
+        told: request.told,
+        gone: request.gone,
     };
     let listed = core.take_holdings(now, &holdings, effects)?;
     Ok(pb::HoldingsReply { kept: listed.kept.into_iter().map(u8::from).collect() })

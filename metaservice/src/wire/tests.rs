@@ -62,6 +62,8 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
                 generations,
                 records,
                 done,
+                told: node % 3 == 0,
+                gone: node % 5 == 0,
                 ..pb::Holdings::default()
             };
             if let (true, Some(keys)) = (done, &claims.keys) {

@@ -39,6 +39,8 @@ pub(crate) struct Place {
     pub(crate) extent: Extent,
     pub(crate) payload_bytes: u64,
     pub(crate) generation: Generation,
+    /// Writers of an earlier life of the book may be at work there: only the checksum tells, whatever the policy.
+    pub(crate) rests: bool,
 }
 
 impl Located {
@@ -244,7 +246,7 @@ impl Reading {
                         .entry(place.extent.segment())
                         .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(keys.get(*index));
-                    let summed = sums.of_get();
+                    let summed = sums.of_get() || place.rests;
                     group.moves.push(Move { index: *index, tag, extent: place.extent, trailer, summed, record: None });
                     GetStatus::Unavailable
                 }
@@ -325,6 +327,8 @@ pub(crate) fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetSt
     }
     let sound = match (found.checksum, sum) {
         (Checksum::Crc32c(want), Some(sum)) => want == *sum,
+        // Nobody can tell: a miss, where telling matters.
+        (Checksum::None, _) | (_, None) if place.rests => return GetStatus::Miss,
         (Checksum::None, _) | (_, None) => true,
     };
     let described = Trailer { checksum: Checksum::None, ..found } == place.trailer(key);
@@ -368,7 +372,8 @@ fn places(reply: &pb::LocateReply, keys: usize) -> Result<Vec<Option<Place>>, Wi
             at += 1;
             let extent = Extent::new(address, extent_bytes(payload_bytes))
                 .map_err(|_| WireError::Missing { field: "valid offset" })?;
-            Ok(Some(Place { extent, payload_bytes, generation }))
+            let rests = reply.resting.contains(&address.segment().get());
+            Ok(Some(Place { extent, payload_bytes, generation, rests }))
         })
         .collect()
 }
@@ -388,7 +393,9 @@ fn others(reply: &pb::LocateReply, places: &[Option<Place>]) -> Result<Vec<(usiz
         let payload_bytes = places[index]?.payload_bytes;
         let address = GlobalAddress::new(SegmentId::new(reply.other_segments[at]), reply.other_offsets[at]);
         let extent = Extent::new(address, extent_bytes(payload_bytes)).ok()?;
-        Some((index, Place { extent, payload_bytes, generation: Generation::new(reply.other_generations[at]) }))
+        let rests = reply.resting.contains(&address.segment().get());
+        let generation = Generation::new(reply.other_generations[at]);
+        Some((index, Place { extent, payload_bytes, generation, rests }))
     };
     (0..count).map(|at| other(at).ok_or(WireError::Missing { field: "valid other place" })).collect()
 }

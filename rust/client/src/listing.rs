@@ -20,21 +20,49 @@ const PART: usize = 2048;
 /// Pause after a part that was not answered.
 const PAUSE: Duration = Duration::from_millis(100);
 
+/// What a part says of its objects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Say {
+    /// They are there.
+    There,
+    /// They were kept, and are there no longer.
+    Gone,
+    /// Everything was told that the table named at the start. Of nothing.
+    Told,
+    /// And the memory has rested. Of nothing.
+    Done,
+}
+
 /// How far the telling has come.
 pub(crate) struct Listing {
     segment: u64,
+    /// To be told of, and as what; those from `told` on.
     holdings: Vec<Holding>,
-    /// Holdings told so far.
+    say: Say,
     told: usize,
     /// What the book took up: place in the table to generation.
     kept: HashMap<u32, Generation>,
+    /// To be told after that.
+    late: Vec<Holding>,
     /// Writers of an earlier life may write until then.
     rest_until: Instant,
-    /// Objects without checksums are to be told when the memory has rested.
-    looks_again: bool,
+    stage: Stage,
+}
+
+/// What comes next when all holdings at hand are told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// That this was all. `false`: it was not, because objects without checksums wait until the memory has rested.
+    All(bool),
+    /// A second look, when the memory has rested: first what is gone is told.
+    Look,
+    /// Then what had to wait.
+    Late,
     /// Whatever was not taken up is cleared. Only once: if the answer to "all" is lost, others write here already.
-    swept: bool,
-    done: bool,
+    Sweep,
+    /// That the memory may be used.
+    End,
+    Ended,
 }
 
 impl Listing {
@@ -45,68 +73,79 @@ impl Listing {
         // it by the checksum; objects that have none wait until the memory has rested.
         let (holdings, unsummed): (Vec<_>, Vec<_>) = table.scan().into_iter().partition(|holding| holding.summed);
         tracing::info!(objects = holdings.len(), took = ?started.elapsed(), "looked through what this memory holds");
-        Self {
-            segment,
-            holdings,
-            told: 0,
-            kept: HashMap::new(),
-            rest_until,
-            looks_again: !unsummed.is_empty(),
-            swept: false,
-            done: false,
-        }
+        let stage = Stage::All(unsummed.is_empty());
+        let (kept, late) = (HashMap::new(), Vec::new());
+        Self { segment, holdings, say: Say::There, told: 0, kept, late, rest_until, stage }
     }
 
     /// Tells what can be told now; when to go on, `None` when all is told. A part that was not answered is told again.
     pub(crate) fn go_on(&mut self, member: &Member) -> Option<Duration> {
-        if self.done {
-            return None;
-        }
-        while self.told < self.holdings.len() {
-            if let Err(error) = self.tell_part(member) {
-                tracing::debug!(%error, told = self.told, of = self.holdings.len(), "not all is told yet");
-                return Some(PAUSE);
+        loop {
+            match self.step(member) {
+                Ok(None) if self.stage == Stage::Ended => return None,
+                Ok(None) => {}
+                Ok(Some(pause)) => return Some(pause),
+                Err(error) => {
+                    tracing::debug!(%error, told = self.told, of = self.holdings.len(), stage = ?self.stage,
+                        "not all is told yet");
+                    return Some(PAUSE);
+                }
             }
         }
-        let now = Instant::now();
-        if now < self.rest_until {
-            return Some(self.rest_until - now);
+    }
+
+    /// One part, or what comes when all parts are told. A pause: there is nothing to do before.
+    fn step(&mut self, member: &Member) -> Result<Option<Duration>, BookError> {
+        if self.told < self.holdings.len() {
+            self.tell_part(member)?;
+            return Ok(None);
         }
-        if std::mem::take(&mut self.looks_again) {
-            self.holdings = member.table().scan().into_iter().filter(|holding| !holding.summed).collect();
-            self.told = 0;
-            return Some(Duration::ZERO);
-        }
-        // Nobody writes here now: what stands in the table and was not taken up came from a writer of an earlier life,
-        // and the space it speaks of goes to others from now on.
-        if !self.swept {
-            member.table().keep_only(&self.kept);
-            self.swept = true;
-        }
-        match self.send(member, &[], true) {
-            Ok(_) => {
-                tracing::info!(kept = self.kept.len(), of = self.holdings.len(), "told what this memory holds");
-                self.done = true;
-                self.holdings = Vec::new();
+        self.stage = match self.stage {
+            Stage::All(all) => {
+                if all {
+                    self.send(member, &[], Say::Told)?;
+                }
+                Stage::Look
+            }
+            Stage::Look => {
+                let now = Instant::now();
+                if now < self.rest_until {
+                    return Ok(Some(self.rest_until - now));
+                }
+                self.look_again(member.table().scan());
+                Stage::Late
+            }
+            Stage::Late => {
+                (self.holdings, self.say, self.told) = (std::mem::take(&mut self.late), Say::There, 0);
+                Stage::Sweep
+            }
+            Stage::Sweep => {
+                // Nobody writes here now: what stands in the table and was not taken up came from a writer of an earlier
+                // life, and the space it speaks of goes to others from now on.
+                member.table().keep_only(&self.kept);
+                Stage::End
+            }
+            Stage::End => {
+                self.send(member, &[], Say::Done)?;
+                tracing::info!(kept = self.kept.len(), "told what this memory holds");
                 self.kept = HashMap::new();
-                None
+                Stage::Ended
             }
-            Err(error) => {
-                tracing::debug!(%error, "the MetaService did not hear that all is told");
-                Some(PAUSE)
-            }
-        }
+            Stage::Ended => Stage::Ended,
+        };
+        Ok(None)
     }
 
     fn tell_part(&mut self, member: &Member) -> Result<(), BookError> {
         let end = (self.told + PART).min(self.holdings.len());
         let part = &self.holdings[self.told..end];
-        let kept = self.send(member, part, false)?;
+        let kept = self.send(member, part, self.say)?;
         let table = member.table();
         for (holding, kept) in part.iter().zip(kept) {
             if kept == 1 {
                 self.kept.insert(holding.record, holding.generation);
             } else {
+                self.kept.remove(&holding.record);
                 table.clear(holding.record);
             }
         }
@@ -114,7 +153,19 @@ impl Listing {
         Ok(())
     }
 
-    fn send(&self, member: &Member, part: &[Holding], done: bool) -> Result<Vec<u8>, BookError> {
+    /// The memory has rested. Writers of earlier lives take away records, or the trailers they speak of, before anything
+    /// else: what is still whole was not touched by any of them, and is sound from now on without its checksum.
+    fn look_again(&mut self, found: Vec<Holding>) {
+        let there: HashMap<u32, Generation> = found.iter().map(|one| (one.record, one.generation)).collect();
+        let is_kept = |one: &Holding| self.kept.get(&one.record) == Some(&one.generation);
+        self.late = found.into_iter().filter(|one| !one.summed && !is_kept(one)).collect();
+        let told = std::mem::take(&mut self.holdings);
+        let is_gone = |one: &Holding| is_kept(one) && there.get(&one.record) != Some(&one.generation);
+        self.holdings = told.into_iter().filter(is_gone).collect();
+        (self.say, self.told) = (Say::Gone, 0);
+    }
+
+    fn send(&self, member: &Member, part: &[Holding], say: Say) -> Result<Vec<u8>, BookError> {
         let refused = |error: &dyn std::fmt::Display| BookError::Refused(error.to_string());
         let keys = KeyBatch::from_keys(part.iter().map(|holding| &holding.key)).map_err(|error| refused(&error))?;
         let holdings = pb::Holdings {
@@ -128,7 +179,9 @@ impl Listing {
             origins: part.iter().map(|holding| holding.origin.get()).collect(),
             wanted: part.iter().map(|holding| holding.wanted).collect(),
             records: part.iter().map(|holding| holding.record).collect(),
-            done,
+            done: say == Say::Done,
+            told: say == Say::Told,
+            gone: say == Say::Gone,
         };
         let answer = member.book.call(request::Body::Holdings(holdings), Instant::now() + PART_TIMEOUT)?;
         let reply::Body::Holdings(reply) = answer.body else {

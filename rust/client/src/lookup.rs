@@ -79,10 +79,11 @@ impl Store {
     }
 
     /// Removes keys; says which were readable. Readers that hold a lease finish undisturbed. When this returns no restart
-    /// of the `MetaService` brings the keys back.
+    /// of the `MetaService` brings the keys back. While nodes are telling a restarted service what they hold, this waits.
     ///
     /// # Errors
-    /// [`StoreError::NotForgotten`]: they are removed, but a node cannot be reached to make that last.
+    /// [`StoreError::NotForgotten`]: they are removed, but a node cannot be reached to make that last, or has not told
+    /// before the deadline.
     pub fn remove(&self, keys: &KeyBatch, deadline: Instant) -> Result<Vec<bool>, StoreError> {
         let count = keys.len();
         let request = request::Body::Remove(pb::Remove { keys: Some(keys_to_wire(keys)) });

@@ -1,7 +1,7 @@
 //! Records: what a writer leaves in a segment's table beside its object, and how records are taken away.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use memcache_memory::Trailer;
 use memcache_memory::holdings::{RecordHead, floor_trailer, record_payload, record_trailer};
@@ -15,6 +15,12 @@ use memcache_types::{Epoch, Extent, Generation, GlobalAddress, KeyDigest, Scatte
 use crate::directory::LinkError;
 use crate::error::StoreError;
 use crate::store::Inner;
+
+/// Pauses between two questions whether nodes have told what they hold: the first, and the longest.
+const ASK_PAUSE: Duration = Duration::from_millis(5);
+const ASK_PAUSE_MAX: Duration = Duration::from_millis(100);
+
+const RESTARTED: &str = "the MetaService restarted meanwhile";
 
 /// A record to be written together with its object.
 #[derive(Debug)]
@@ -81,14 +87,15 @@ fn clear_if_still(link: &dyn Link, records: &[(Extent, Generation)], deadline: I
 
 impl Inner {
     /// Clears the records of removed objects, so that no restart of the `MetaService` brings them back. `asked_in`: the
-    /// life of the service that removed them.
+    /// life of the service that removed them. Waits for nodes that have not told it what they hold: it refuses what was
+    /// removed, and they clear the records.
     pub(crate) fn forget_records(
         &self,
         removed: &pb::RemoveReply,
         asked_in: Epoch,
         deadline: Instant,
     ) -> Result<(), StoreError> {
-        let pb::RemoveReply { segments, offsets, generations, .. } = removed;
+        let pb::RemoveReply { segments, offsets, generations, untold, .. } = removed;
         expect_length("offsets", offsets.len(), segments.len())?;
         expect_length("generations", generations.len(), segments.len())?;
         let records = segments.iter().zip(offsets).zip(generations).map(|((segment, offset), generation)| {
@@ -96,7 +103,30 @@ impl Inner {
         });
         let records: Vec<(Extent, Generation)> = records.collect::<Result<_, WireError>>()?;
         let segment_of = |record: &(Extent, Generation)| record.0.segment();
-        self.in_every_segment(&records, segment_of, asked_in, deadline, |link, own| clear_if_still(link, own, deadline))
+        self.in_every_segment(&records, segment_of, asked_in, deadline, |link, own| {
+            clear_if_still(link, own, deadline)
+        })?;
+        self.wait_told(untold.clone(), asked_in, deadline)
+    }
+
+    /// Waits until the nodes of these segments have told what they hold, or are gone.
+    fn wait_told(&self, mut untold: Vec<u64>, asked_in: Epoch, deadline: Instant) -> Result<(), StoreError> {
+        let mut pause = ASK_PAUSE;
+        while !untold.is_empty() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                let why = format!("the nodes of {} segments have not told yet what they hold", untold.len());
+                return Err(StoreError::NotForgotten { why });
+            }
+            std::thread::sleep(pause.min(left));
+            pause = (2 * pause).min(ASK_PAUSE_MAX);
+            let (epoch, known) = self.describe(untold, deadline)?;
+            if epoch != asked_in {
+                return Err(StoreError::NotForgotten { why: RESTARTED.to_owned() });
+            }
+            untold = known.into_iter().filter(|one| one.untold).map(|one| one.segment).collect();
+        }
+        Ok(())
     }
 
     /// Writes a floor to every segment, so that no restart of the `MetaService` brings back what is older.
@@ -146,18 +176,22 @@ impl Inner {
                 failed.get_or_insert(why);
             }
         }
-        if failed.is_none() && !items.is_empty() && self.life_of_book(deadline)? != asked_in {
+        if failed.is_none() && !items.is_empty() && self.describe(Vec::new(), deadline)?.0 != asked_in {
             // A later life may have been told of the objects before they were forgotten, and names segments otherwise.
-            failed = Some("the MetaService restarted meanwhile".to_owned());
+            failed = Some(RESTARTED.to_owned());
         }
         failed.map_or(Ok(()), |why| Err(StoreError::NotForgotten { why }))
     }
 
-    /// Which life of the service answers now.
-    fn life_of_book(&self, deadline: Instant) -> Result<Epoch, StoreError> {
-        let nothing = pb::request::Body::Describe(pb::Describe { segments: Vec::new() });
-        self.book.call(nothing, deadline).map(|answer| answer.epoch).map_err(|error| StoreError::NotForgotten {
+    /// Which life of the service answers now, and what it says of these segments.
+    fn describe(&self, segments: Vec<u64>, deadline: Instant) -> Result<(Epoch, Vec<pb::SegmentInfo>), StoreError> {
+        let describe = pb::request::Body::Describe(pb::Describe { segments });
+        let answer = self.book.call(describe, deadline).map_err(|error| StoreError::NotForgotten {
             why: format!("the MetaService does not say that it is still the same: {error}"),
-        })
+        })?;
+        match answer.body {
+            pb::reply::Body::Describe(reply) => Ok((answer.epoch, reply.segments)),
+            _ => Err(StoreError::NotForgotten { why: "the MetaService gave no Describe reply".to_owned() }),
+        }
     }
 }

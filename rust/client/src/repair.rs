@@ -187,7 +187,9 @@ impl Copier {
             .filter_map(|((segment, offset), generation)| {
                 let address = GlobalAddress::new(SegmentId::new(*segment), *offset);
                 let extent = Extent::new(address, bytes).ok()?;
-                Some(Place { extent, payload_bytes: task.payload_bytes, generation: Generation::new(*generation) })
+                let generation = Generation::new(*generation);
+                // Copies compare checksums always; objects without them are told when the memory has rested.
+                Some(Place { extent, payload_bytes: task.payload_bytes, generation, rests: false })
             })
             .collect();
         sources.reverse();

@@ -19,6 +19,8 @@ impl Core {
     }
 
     fn check_space(&self) {
+        let lists = |id| self.segment_ids.get(id).is_some_and(|slot| self.segments[*slot].listing.is_some());
+        assert!(self.untold.iter().all(lists), "who has rested has told");
         for (slot, segment) in self.segments.iter().filter(|(_, segment)| !segment.gone) {
             let mut positions = segment.reservations.iter().zip(0..);
             assert!(positions.all(|(own, position)| self.reservations[*own].position == position));

@@ -26,6 +26,11 @@ impl Pool {
     }
 
     fn list(&mut self, node: u64, segment: SegmentId, objects: &[Object], done: bool) -> Vec<bool> {
+        self.tell(node, segment, objects, (done, false, false))
+    }
+
+    /// `what`: all and rested, all, the other way round.
+    fn tell(&mut self, node: u64, segment: SegmentId, objects: &[Object], what: (bool, bool, bool)) -> Vec<bool> {
         let keys: Vec<&str> = objects.iter().map(|object| object.key).collect();
         let keys = batch(&keys);
         let numbers = |of: fn(&Object) -> u64| objects.iter().map(of).collect::<Vec<u64>>();
@@ -44,7 +49,9 @@ impl Pool {
             origins: &origins,
             wanted: &wanted,
             records: &records,
-            done,
+            done: what.0,
+            told: what.1,
+            gone: what.2,
         };
         self.with(|core, now, effects| core.take_holdings(now, &holdings, effects)).unwrap().kept
     }
@@ -134,6 +141,8 @@ fn claims_that_cannot_be_are_refused_one_by_one() {
         wanted: &[1],
         records: &[1],
         done: false,
+        told: false,
+        gone: false,
     };
     let refused = pool.with(|core, now, effects| core.take_holdings(now, &short, effects));
     assert!(matches!(refused, Err(Refusal::Length { .. })), "{refused:?}");
@@ -249,4 +258,62 @@ fn more_removals_than_can_be_remembered_cost_objects_and_bring_none_back() {
     let segment = pool.rejoin(2, 0).segments[0];
     let claims = [object("first", 0, old, 0), object("second", 4096, young, 1)];
     assert_eq!(pool.list(2, segment, &claims, false), [false, true]);
+}
+
+#[test]
+fn a_removal_names_the_segments_that_may_hold_the_key_and_have_not_told() {
+    let mut pool = Pool::new(&[MIB]);
+    let (first, second) = (pool.rejoin(2, 0).segments[0], pool.rejoin(3, 0).segments[0]);
+    let untold = |pool: &mut Pool| {
+        let removed = pool.with(|core, now, effects| core.remove(now, &batch(&["k"]), effects));
+        let described = pool.with(|core, now, effects| core.describe(now, &[first.get(), second.get()], effects));
+        let said: Vec<SegmentId> = described.unwrap().iter().filter(|one| one.untold).map(|one| one.segment).collect();
+        assert_eq!(said, removed.untold, "a description says the same");
+        said
+    };
+    assert_eq!(untold(&mut pool), [first, second]);
+    pool.list(2, first, &[object("other", 0, 7, 3)], false);
+    assert_eq!(untold(&mut pool), [first, second], "a part is not all");
+    assert_eq!(pool.tell(2, first, &[object("k", 4096, 8, 4)], (false, true, false)), [false], "it was removed");
+    assert_eq!(untold(&mut pool), [second], "told, although it still rests");
+    assert!(pool.status().nodes[1].listing);
+    pool.leave(3, 1).unwrap();
+    assert_eq!(untold(&mut pool), []);
+    let third = pool.rejoin(3, 0).segments[0];
+    pool.list(3, third, &[], true);
+    assert_eq!(untold(&mut pool), [], "all and rested is more than all");
+}
+
+#[test]
+fn what_is_read_in_memory_that_rests_is_named_as_such() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["new"], 100);
+    let segment = pool.rejoin(2, 0).segments[0];
+    pool.tell(2, segment, &[object("old", 0, 7, 3), object("older", 4096, 6, 4)], (false, true, false));
+    assert_eq!(pool.locate(BOB, &["new", "old", "older"]).resting, [segment]);
+    assert_eq!(pool.locate(BOB, &["new"]).resting, []);
+    pool.pass(TTL);
+    assert_eq!(pool.locate(BOB, &["old"]).resting, [segment], "its node has not looked again");
+    pool.list(2, segment, &[], true);
+    assert_eq!(pool.locate(BOB, &["old"]).resting, []);
+}
+
+#[test]
+fn what_is_no_longer_there_when_the_memory_has_rested_is_forgotten() {
+    let mut pool = Pool::new(&[]);
+    let segment = pool.rejoin(1, 0).segments[0];
+    let (good, bad) = (object("good", 0, 7, 3), object("bad", 4096, 8, 4));
+    assert_eq!(pool.list(1, segment, &[good, bad], false), [true, true]);
+    let lease = pool.locate(BOB, &["bad"]).lease;
+    let strange = [Object { generation: 9, ..good }, object("unknown", 0, 7, 3)];
+    assert_eq!(pool.tell(1, segment, &strange, (false, false, true)), [false, false]);
+    assert!(pool.is_there("good") && pool.is_there("bad"));
+    assert_eq!(pool.tell(1, segment, &[bad], (false, false, true)), [false]);
+    assert_eq!(pool.tell(1, segment, &[bad], (false, false, true)), [false], "once more");
+    assert!(pool.is_there("good") && !pool.is_there("bad"));
+    pool.release(BOB, lease);
+    assert_eq!(pool.used_bytes(), extent_bytes(100));
+    pool.list(1, segment, &[], true);
+    pool.tell(1, segment, &[good], (false, false, true));
+    assert!(pool.is_there("good"), "writers of this life are at work");
 }
