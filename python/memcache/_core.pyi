@@ -1,6 +1,7 @@
 """Types of the native half. Kept by hand, checked against the module by `mypy.stubtest`."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from os import PathLike
 from typing import Any, final
 
 import numpy as np
@@ -15,6 +16,7 @@ __all__ = [
     "__version__",
     "explain_shape",
     "log_local",
+    "replay_trace",
     "run_meta",
     "store_settings",
 ]
@@ -153,3 +155,9 @@ def explain_shape(
     checksum: bool,
     relay: bool,
 ) -> dict[str, Any]: ...
+def replay_trace(
+    path: str | PathLike[str],
+    policies: Sequence[str],
+    capacities_tokens: Sequence[int],
+    step: Callable[[str, int], object] | None,
+) -> list[dict[str, Any]]: ...

@@ -1,4 +1,4 @@
-"""The command ``memcache``: looks at a pool and empties nodes."""
+"""The command ``memcache``: looks at a pool, empties nodes, replays traces."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from memcache._core import explain_shape
 from memcache.errors import ConfigError, InvalidArgument, MemCacheError
+from memcache.replay import POLICIES, replay, table, write_plot
 from memcache.store import Store
 
 MIB = 1 << 20
@@ -21,9 +22,10 @@ WAIT_STEP_S = 0.1
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; its exit code: 0, 2 for bad settings, 1 if the pool cannot be reached."""
     options = _parser().parse_args(arguments)
+    found: Any
     try:
-        if options.command == "plan":
-            found, text = _plan(options)
+        if options.command in ("plan", "replay"):
+            found, text = _plan(options) if options.command == "plan" else _replay(options)
             print(json.dumps(found, indent=2) if options.json else text)
             return 0
         with Store(meta_address=options.meta_address, lend_bytes=0) as store:
@@ -74,7 +76,25 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--no-checksum", action="store_true", help="payloads without a checksum")
     plan.add_argument("--relay", action="store_true", help="the owner relays through a device like this one (path 1)")
     plan.add_argument("--json", action="store_true", help="print JSON")
+    _add_replay(commands.add_parser("replay", help="what caches would have served of recorded requests; needs no pool"))
     return parser
+
+
+def _add_replay(replay: argparse.ArgumentParser) -> None:
+    replay.add_argument(
+        "trace", metavar="TRACE", help="JSON lines: timestamp (ms), input_length, hash_ids (512 tokens)"
+    )
+    replay.add_argument("--capacity-tokens", required=True, metavar="N[,N...]", help="sizes of the cache in tokens")
+    replay.add_argument("--policy", default="all", choices=(*POLICIES, "all"), help="who decides (default: all)")
+    replay.add_argument("--json", action="store_true", help="print JSON")
+    replay.add_argument("--plot", metavar="FILE.svg", help="also draw hit rate against capacity")
+
+
+def _replay(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+    found = replay(options.trace, options.capacity_tokens, options.policy)
+    if options.plot:
+        write_plot(found, options.trace, options.plot)
+    return found, table(found)
 
 
 def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:

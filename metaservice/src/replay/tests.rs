@@ -1,5 +1,7 @@
 #![allow(clippy::unwrap_used, reason = "a test may fail")]
 
+use std::collections::{HashMap, VecDeque};
+
 use super::*;
 
 #[test]
@@ -59,5 +61,78 @@ fn the_default_policy_keeps_up_with_the_better_of_two() {
         let [lru, s3fifo, adaptive, clairvoyant] = rates(name, 1, capacity);
         assert!(adaptive >= lru.max(s3fifo) - 50.0, "{name}: {lru} {s3fifo} {adaptive}");
         assert!(clairvoyant >= adaptive, "{name}: {adaptive} {clairvoyant}");
+    }
+}
+
+/// Blocks in the textbook forms: all in one queue, or a small one of a tenth, a main one and a memory of what left the small.
+#[derive(Default)]
+struct Textbook {
+    s3fifo: bool,
+    capacity: usize,
+    small: VecDeque<u64>,
+    main: VecDeque<u64>,
+    /// Uses since they came, by block that is there.
+    uses: HashMap<u64, u8>,
+    ghosts: VecDeque<u64>,
+}
+
+impl Textbook {
+    fn make_room(&mut self) {
+        while self.uses.len() >= self.capacity {
+            if !self.s3fifo {
+                let oldest = self.main.pop_front().unwrap();
+                self.uses.remove(&oldest);
+            } else if self.small.len() >= self.capacity / 10 || self.main.is_empty() {
+                let oldest = self.small.pop_front().unwrap();
+                if self.uses[&oldest] > 1 {
+                    self.uses.insert(oldest, 0);
+                    self.main.push_back(oldest);
+                } else {
+                    self.uses.remove(&oldest);
+                    self.ghosts.push_back(oldest);
+                    self.ghosts.drain(..self.ghosts.len().saturating_sub(self.capacity));
+                }
+            } else {
+                let oldest = self.main.pop_front().unwrap();
+                match self.uses[&oldest] {
+                    0 => drop(self.uses.remove(&oldest)),
+                    left => {
+                        self.uses.insert(oldest, left - 1);
+                        self.main.push_back(oldest);
+                    }
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, block: u64) {
+        if let Some(uses) = self.uses.get_mut(&block) {
+            *uses = (*uses + 1).min(3);
+            if !self.s3fifo {
+                self.main.retain(|other| *other != block);
+                self.main.push_back(block);
+            }
+            return;
+        }
+        self.make_room();
+        self.uses.insert(block, 0);
+        if self.s3fifo && !self.ghosts.contains(&block) { &mut self.small } else { &mut self.main }.push_back(block);
+    }
+}
+
+#[test]
+fn lru_and_s3fifo_serve_what_their_textbook_forms_do() {
+    let trace = workload("kvscan", 4).unwrap();
+    for (policy, s3fifo) in [(EvictionPolicy::Lru, false), (EvictionPolicy::S3Fifo, true)] {
+        let mut book = Textbook { s3fifo, capacity: 500, ..Textbook::default() };
+        let (mut hits, mut all) = (0.0, 0.0);
+        for request in &trace.requests {
+            let there = request.blocks.iter().take_while(|block| book.uses.contains_key(block)).count();
+            hits += f64::from(u32::try_from(there).unwrap());
+            all += f64::from(u32::try_from(request.blocks.len()).unwrap());
+            request.blocks.iter().rev().for_each(|block| book.ask(*block));
+        }
+        let found = replay(&trace, ReplayPolicy::Real(policy), 500).hit_rate();
+        assert!((found - hits / all).abs() < 0.005, "{policy:?}: {found}, textbook {}", hits / all);
     }
 }

@@ -12,6 +12,7 @@ mod embedded;
 mod errors;
 mod layout;
 mod plan;
+mod replay;
 mod services;
 mod store;
 
@@ -28,6 +29,7 @@ fn _core(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<services::LocalService>()?;
     module.add_function(wrap_pyfunction!(config::store_settings, module)?)?;
     module.add_function(wrap_pyfunction!(plan::explain_shape, module)?)?;
+    module.add_function(wrap_pyfunction!(replay::replay_trace, module)?)?;
     module.add_function(wrap_pyfunction!(services::run_meta, module)?)?;
     module.add_function(wrap_pyfunction!(services::log_local, module)?)?;
     Ok(())

@@ -4,8 +4,9 @@ use super::Mark;
 
 /// Ghosts of one hash stand in one of these many places.
 const WAYS: usize = 4;
-/// Fewest places.
-const PLACES_MIN: usize = 1 << 16;
+/// Fewest places, ten megabytes: an object that comes back after many times as long as it stayed must still be known, or a
+/// small pool takes what returns for new.
+const PLACES_MIN: usize = 1 << 20;
 
 /// Eight bytes a ghost: part of the hash, number of the eviction, mark.
 #[derive(Clone, Copy, Debug, Default)]
@@ -15,7 +16,7 @@ struct Ghost {
     number: u32,
 }
 
-/// About as many ghosts as there are objects, found by hash; the earliest evicted give way. After 2^32 evictions it starts
+/// As many ghosts as there are objects, or [`PLACES_MIN`], found by hash; the earliest evicted give way. After 2^32 evictions it starts
 /// afresh.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
@@ -91,14 +92,25 @@ mod tests {
         let mut ghosts = Ghosts::default();
         let hash = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
         assert_eq!(ghosts.take(hash(1), 100), None);
-        for number in 0..200_000 {
-            ghosts.add(hash(number), 7, 100_000);
+        for number in 0..1_600_000 {
+            ghosts.add(hash(number), 7, 800_000);
         }
-        assert_eq!((ghosts.take(hash(199_999), 100), ghosts.take(hash(199_999), 100)), (Some(7), None));
-        assert_eq!(ghosts.take(hash(199_000), 100), None, "not among the last hundred");
-        let kept = (100_000..200_000).filter(|number| ghosts.take(hash(*number), u64::MAX).is_some()).count();
-        assert!((75_000..100_000).contains(&kept), "{kept} of the last 100,000");
-        let early = (0..50_000).filter(|number| ghosts.take(hash(*number), u64::MAX).is_some()).count();
-        assert!(early < 10_000, "{early} of the first 50,000");
+        assert_eq!((ghosts.take(hash(1_599_999), 100), ghosts.take(hash(1_599_999), 100)), (Some(7), None));
+        assert_eq!(ghosts.take(hash(1_599_000), 100), None, "not among the last hundred");
+        let kept = (800_000..1_600_000).filter(|number| ghosts.take(hash(*number), u64::MAX).is_some()).count();
+        assert!((600_000..800_000).contains(&kept), "{kept} of the last 800,000");
+        let early = (0..400_000).filter(|number| ghosts.take(hash(*number), u64::MAX).is_some()).count();
+        assert!(early < 80_000, "{early} of the first 400,000");
+    }
+
+    #[test]
+    fn a_small_pool_remembers_many_times_what_it_holds() {
+        let mut ghosts = Ghosts::default();
+        let hash = |number: u64| number.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        for number in 0..400_000 {
+            ghosts.add(hash(number), 7, 1000);
+        }
+        let kept = (0..400_000).filter(|number| ghosts.take(hash(*number), u64::MAX).is_some()).count();
+        assert!(kept > 380_000, "{kept} of 400,000");
     }
 }
