@@ -12,9 +12,9 @@ from demo.metrics import PromptTokens
 from demo.replay import Outcome
 
 AWAY_S = 4.0
-# Donors join again by themselves, then their memory rests for some seconds; loads are counted only after this pause, so
-# that none of them can be of the time before.
-JOIN_AGAIN_S = 5.0
+# Donors join again with their next heartbeat (1 s) and tell what they hold: what was put before is there again, and
+# loads are counted from here on. New blocks are taken when the memory has rested.
+JOIN_AGAIN_S = 2.0
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class OutageResult:
         if self.answered_meanwhile == 0:
             wrong.append("no request was under way while the MetaService was down, so nothing was shown")
         if self.pool_tokens_after == 0:
-            wrong.append("nothing was loaded from the pool after the MetaService came back")
+            wrong.append("nothing was loaded from the pool after the MetaService came back: what it held is lost")
         return wrong
 
 
@@ -62,7 +62,7 @@ class Outage:
         await asyncio.sleep(AWAY_S)
         await self._restart()
         self._away = (down, time.monotonic())
-        self._say("MetaService started again, with empty memory")
+        self._say("MetaService started again, with empty memory; the nodes tell it what they hold")
         await asyncio.sleep(JOIN_AGAIN_S)
         self._tokens_at_return = await metrics.read(self._decode_url)
 

@@ -22,6 +22,10 @@ use super::{Core, EPOCH_SHIFT};
 /// How far a wall clock may plausibly be set back between two lives of the service: about two years.
 const CLOCK_SET_BACK_MS_MAX: u64 = 1 << 36;
 
+/// How far past the epoch of an earlier life we go if the clock was set back: room for 2^46 ids of that life, which are a
+/// million a second for two years.
+const OUTLIVED_MS: u64 = 1 << 24;
+
 /// Memory a node offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentOffer {
@@ -226,7 +230,7 @@ impl Core {
             let want = "at most two years past the present epoch";
             return Err(Refusal::Value { what: "previous_epoch", value: previous.get(), want });
         }
-        self.epoch = Epoch::new(previous.get() + 1);
+        self.epoch = Epoch::new(previous.get() + OUTLIVED_MS);
         self.serial = self.serial.max(self.epoch.get() << EPOCH_SHIFT);
         Ok(())
     }

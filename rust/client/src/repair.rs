@@ -171,7 +171,12 @@ impl Copier {
         let reply::Body::Seal(reply) = answer.body else {
             return Err(BookError::Refused("not a Seal reply".to_owned()));
         };
-        Ok(reply.outcomes.iter().filter(|outcome| i32::from(**outcome) == i32::from(pb::SealOutcome::Sealed)).count())
+        let sealed = |outcome: &u8| i32::from(*outcome) == i32::from(pb::SealOutcome::Sealed);
+        // What did not become a replica is of a key that was removed or put anew: no restart may bring it back.
+        for (copy, _) in done.iter().zip(&reply.outcomes).filter(|(_, outcome)| !sealed(outcome)) {
+            self.member.table().clear_at_if(copy.task.record, Generation::new(copy.task.generation));
+        }
+        Ok(reply.outcomes.iter().filter(|outcome| sealed(outcome)).count())
     }
 
     /// A task whose places exist: its target in this very memory. Nothing there is valid from now on.

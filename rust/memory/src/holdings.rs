@@ -258,6 +258,16 @@ impl<'a> Holdings<'a> {
         }
     }
 
+    /// Takes the record at this offset away if it is still of this writing.
+    pub fn clear_at_if(&self, offset: u64, generation: Generation) {
+        let extent = self.record_at(offset);
+        if let Some(extent) = extent
+            .filter(|one| Trailer::decode(&one.load_trailer()).is_some_and(|found| found.generation == generation))
+        {
+            extent.retract_trailer();
+        }
+    }
+
     /// Writes a record at this offset, if one may stand there.
     pub fn write_at(&self, offset: u64, head: &RecordHead, key: &[u8], generation: Generation) {
         let payload = record_payload(head, key);

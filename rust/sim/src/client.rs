@@ -1,14 +1,17 @@
 //! A client: reserves, writes and seals; locates, reads and lets go. As `memcache-client` does, one batch at a time.
 
 mod copy;
+mod forget;
 
 use std::collections::BTreeMap;
 
 use memcache_proto::pb::{self, LocateOutcome, ReserveOutcome, SealOutcome, reply, request};
 use memcache_types::extent_bytes;
 
-use self::copy::{Reading, Writing};
+use self::copy::{Reading, Ticket, Writing};
+use self::forget::Forgetting;
 use crate::invariants::Violation;
+use crate::ledger::Ledger;
 use crate::memory::{LINE_BYTES, Memories, Place, payload_of};
 use crate::net::{Actor, Event, Net};
 use crate::truth::Truth;
@@ -24,6 +27,8 @@ struct Piece {
     first: u64,
     lines: u64,
     generation: u64,
+    /// Whoever reads it compares checksums.
+    rests: bool,
 }
 
 #[derive(Debug)]
@@ -44,6 +49,9 @@ enum Op {
     Seal {
         keys: usize,
     },
+    Remove,
+    Forget(Forgetting),
+    AskTold(Forgetting),
     /// Anything whose answer is not acted on.
     Other,
 }
@@ -53,6 +61,7 @@ enum Op {
 enum Copy {
     Write(Writing),
     Read(Reading),
+    Forget(Forgetting),
 }
 
 /// What a client can reach.
@@ -167,7 +176,7 @@ impl Client {
     }
 
     /// A pause is over, a wait for an answer, or a step of a copy is due.
-    pub fn on_wake(&mut self, reach: &mut Reach<'_>, wake: u64) -> Result<(), Violation> {
+    pub fn on_wake(&mut self, reach: &mut Reach<'_>, ledger: &Ledger, wake: u64) -> Result<(), Violation> {
         if wake != self.wake {
             return Ok(());
         }
@@ -175,15 +184,20 @@ impl Client {
             Op::Idle => self.begin(reach.net),
             Op::Write(writing) => self.write(reach, writing),
             Op::Read(reading) => return self.read(reach, reading),
+            Op::Forget(forgetting) => return self.forget(reach, ledger, forgetting),
             Op::Describe(Copy::Write(writing)) => {
                 // Nothing was written: the space may go to anybody.
                 let reservations = writing.reservations();
                 self.tell(reach.net, request::Body::Abort(pb::Abort { reservations }));
                 self.rest(reach.net, 5);
             }
-            Op::Reserve { .. } | Op::Locate { .. } | Op::Describe(Copy::Read(_)) | Op::Seal { .. } | Op::Other => {
-                self.rest(reach.net, 5);
-            }
+            Op::Reserve { .. }
+            | Op::Locate { .. }
+            | Op::Describe(Copy::Read(_) | Copy::Forget(_))
+            | Op::Seal { .. }
+            | Op::Remove
+            | Op::AskTold(_)
+            | Op::Other => self.rest(reach.net, 5),
         }
         Ok(())
     }
@@ -217,7 +231,7 @@ impl Client {
                 self.ask(net, body, Op::Other);
             }
             90..97 => {
-                self.ask(net, request::Body::Remove(pb::Remove { keys: keys_to_wire(&keys) }), Op::Other);
+                self.ask(net, request::Body::Remove(pb::Remove { keys: keys_to_wire(&keys) }), Op::Remove);
             }
             _ => self.start(net),
         }
@@ -246,7 +260,9 @@ impl Client {
         }
         match (std::mem::replace(&mut self.op, Op::Idle), answer.body) {
             (Op::Reserve { keys, lines, sent }, Some(reply::Body::Reserve(granted))) => {
-                let writing = tickets(&keys, &lines, sent, &granted);
+                let unsummed = reach.net.scenario.unsummed;
+                let summed = unsummed == 0 || !reach.net.rng.chance(unsummed);
+                let writing = tickets(&keys, &lines, sent, summed, &granted);
                 self.describe(reach, Copy::Write(writing));
             }
             (Op::Locate { keys, sent }, Some(reply::Body::Locate(located))) => {
@@ -260,7 +276,18 @@ impl Client {
                         self.directory.insert(info.segment, place);
                     }
                 }
-                self.copy(reach.net, copy);
+                self.copy(reach, copy);
+            }
+            (Op::Remove, Some(reply::Body::Remove(removed))) => {
+                let forgetting = Forgetting::new(answer.request_id, answer.epoch, &removed, reach.net.now);
+                self.describe(reach, Copy::Forget(forgetting));
+            }
+            (Op::AskTold(mut forgetting), Some(reply::Body::Describe(described))) => {
+                if forgetting.told(answer.epoch, &described) {
+                    self.forget_soon(reach, forgetting);
+                } else {
+                    self.pause(reach.net); // the book restarted meanwhile: this may not last
+                }
             }
             (Op::Seal { keys }, Some(reply::Body::Seal(sealed))) => {
                 let stored = sealed.outcomes.iter().filter(|outcome| is(**outcome, SealOutcome::Sealed.into())).count();
@@ -280,25 +307,28 @@ impl Client {
 
     /// Asks where the memory is that it does not know yet.
     fn describe(&mut self, reach: &mut Reach<'_>, copy: Copy) {
-        let pieces = match &copy {
-            Copy::Write(writing) => writing.pieces(),
-            Copy::Read(reading) => reading.pieces(),
+        let of = |pieces: Vec<Piece>| pieces.iter().map(|piece| piece.segment).collect::<Vec<_>>();
+        let mut unknown: Vec<u64> = match &copy {
+            Copy::Write(writing) => of(writing.pieces()),
+            Copy::Read(reading) => of(reading.pieces()),
+            Copy::Forget(forgetting) => forgetting.records.iter().map(|(segment, ..)| *segment).collect(),
         };
-        let unknown: Vec<u64> =
-            pieces.iter().map(|piece| piece.segment).filter(|segment| !self.directory.contains_key(segment)).collect();
+        unknown.retain(|segment| !self.directory.contains_key(segment));
         if unknown.is_empty() {
-            return self.copy(reach.net, copy);
+            return self.copy(reach, copy);
         }
         let body = request::Body::Describe(pb::Describe { segments: unknown });
         self.ask(reach.net, body, Op::Describe(copy));
     }
 
-    fn copy(&mut self, net: &mut Net, copy: Copy) {
-        let late = copy::step_ms(net, u64::from(net.scenario.settings.reservation_ttl_ms));
+    fn copy(&mut self, reach: &mut Reach<'_>, copy: Copy) {
+        let net = &mut *reach.net;
         self.op = match copy {
             Copy::Write(writing) => Op::Write(writing),
             Copy::Read(reading) => Op::Read(reading),
+            Copy::Forget(forgetting) => return self.forget_soon(reach, forgetting),
         };
+        let late = copy::step_ms(net, u64::from(net.scenario.settings.reservation_ttl_ms));
         self.wake_after(net, late);
     }
 }
@@ -312,23 +342,31 @@ fn place_of(descriptor: &[u8]) -> Option<Place> {
     Some((u64::from_le_bytes(node.try_into().ok()?), u64::from_le_bytes(incarnation.try_into().ok()?)))
 }
 
-fn tickets(keys: &[u64], lines: &[u64], sent: u64, reply: &pb::ReserveReply) -> Writing {
+fn tickets(keys: &[u64], lines: &[u64], sent: u64, summed: bool, reply: &pb::ReserveReply) -> Writing {
     let granted =
         reply.outcomes.iter().enumerate().filter(|(_, outcome)| is(**outcome, ReserveOutcome::Reserved.into()));
     let each = granted.zip(0..).flat_map(|((index, _), at)| {
         let at: usize = at;
         std::iter::repeat_n(index, reply.replicas.get(at).map_or(1, |count| usize::from(*count)))
     });
+    let mut origin = BTreeMap::new();
     let tickets = each.zip(0..).map(|(index, at)| {
         let at: usize = at;
+        let generation = reply.generations[at];
+        let origin = *origin.entry(index).or_insert(generation);
+        let clears = reply.clear_tickets.iter().zip(&reply.clears).filter(|(of, _)| **of as usize == at);
+        let clears = clears.map(|(_, offset)| *offset).collect();
+        let record = reply.records.get(at).copied().unwrap_or(0);
         let piece = Piece {
             key: keys[index],
             segment: reply.segments[at],
             first: reply.offsets[at] / LINE_BYTES,
             lines: lines[index],
-            generation: reply.generations[at],
+            generation,
+            rests: false,
         };
-        (reply.reservations[at], piece)
+        let wanted = reply.replicas.get(at).map_or(1, |count| u32::from(*count));
+        Ticket { reservation: reply.reservations[at], piece, record, clears, origin, wanted, summed }
     });
     Writing::new(tickets.collect(), sent + u64::from(reply.ttl_ms) / 2)
 }
@@ -353,6 +391,7 @@ impl Reading {
                 first: offset / LINE_BYTES,
                 lines: extent_bytes(reply.payload_bytes[at]) / LINE_BYTES,
                 generation,
+                rests: reply.resting.contains(&segment),
             }
         });
         Self::of(pieces.collect(), reply.lease, sent + u64::from(reply.lease_ms))

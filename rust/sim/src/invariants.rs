@@ -4,12 +4,15 @@ pub mod accounts;
 pub mod bytes;
 pub mod generations;
 pub mod incarnation;
+pub mod kept;
 pub mod leases;
 pub mod overlap;
 pub mod reclaim;
+pub mod removed;
 pub mod replicas;
 pub mod rest;
 pub mod settled;
+pub mod tables;
 
 use std::fmt;
 

@@ -1,5 +1,7 @@
 //! What the book must hold, told from its answers alone. One ledger for each life of the book.
 
+mod listed;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use memcache_meta::core::Settings;
@@ -74,7 +76,8 @@ pub struct Segment {
 pub struct Lease {
     client: u64,
     until: u64,
-    generations: BTreeSet<u64>,
+    /// Segment and generation: the same writing may come back in another segment.
+    objects: BTreeSet<(u64, u64)>,
 }
 
 /// What the book must hold.
@@ -88,6 +91,8 @@ pub struct Ledger {
     pub nodes: BTreeMap<u64, u64>,
     /// Nodes that are being emptied.
     pub draining: BTreeSet<u64>,
+    /// Segments whose nodes have not told all, or whose memory has not rested.
+    listing: BTreeSet<u64>,
     /// Space that is not free, by generation.
     pub extents: BTreeMap<u64, Extent>,
     /// Leases that are not over.
@@ -119,6 +124,7 @@ impl Ledger {
             segments: BTreeMap::new(),
             nodes: BTreeMap::new(),
             draining: BTreeSet::new(),
+            listing: BTreeSet::new(),
             extents: BTreeMap::new(),
             leases: BTreeMap::new(),
             evicted: 0,
@@ -129,8 +135,10 @@ impl Ledger {
 
     /// Whether this object may go when space is needed.
     pub fn may_evict(&self, generation: u64) -> bool {
-        let sealed = self.extents.get(&generation).is_some_and(|extent| extent.state == State::Sealed);
-        sealed && !self.leases.values().any(|lease| lease.generations.contains(&generation))
+        let sealed = self.extents.get(&generation).filter(|extent| extent.state == State::Sealed);
+        sealed.is_some_and(|extent| {
+            !self.leases.values().any(|lease| lease.objects.contains(&(extent.segment, generation)))
+        })
     }
 
     /// The book's clock has come this far.
@@ -153,7 +161,7 @@ impl Ledger {
         let (now, leases) = (self.now, &self.leases);
         self.extents.retain(|generation, extent| match extent.state {
             State::Resting { until } => until > now,
-            State::Removed => leases.values().any(|lease| lease.generations.contains(generation)),
+            State::Removed => leases.values().any(|lease| lease.objects.contains(&(extent.segment, *generation))),
             State::Reserved { .. } | State::Sealed => true,
         });
     }
@@ -187,6 +195,9 @@ impl Ledger {
                 return self.reserved(truth, real_now, client, asked, reply);
             }
             (request::Body::Seal(asked), reply::Body::Seal(reply)) => self.sealed(truth, client, asked, reply),
+            (request::Body::Holdings(asked), reply::Body::Holdings(reply)) => {
+                return self.listed(truth, asked, reply);
+            }
             (request::Body::Abort(asked), reply::Body::Abort(_)) => {
                 self.aborted(truth, client, asked);
             }
@@ -203,7 +214,7 @@ impl Ledger {
                 self.sweep();
             }
             (request::Body::Remove(asked), reply::Body::Remove(reply)) => {
-                self.removed(asked, reply);
+                self.removed(truth, asked, reply);
             }
             (request::Body::Work(_), reply::Body::Work(reply)) => return self.worked(truth, real_now, client, reply),
             (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => match asked.mode() {
@@ -226,8 +237,9 @@ impl Ledger {
         known.is_some_and(|known| known.client == client && matches!(known.state, State::Reserved { .. }))
     }
 
-    fn removed(&mut self, asked: &pb::Remove, reply: &pb::RemoveReply) {
+    fn removed(&mut self, truth: &mut Truth, asked: &pb::Remove, reply: &pb::RemoveReply) {
         for (key, removed) in key_numbers(asked.keys.as_ref()).iter().zip(&reply.removed) {
+            truth.drop_key(*key);
             let own = |extent: &&mut Extent| extent.key == *key && extent.state == State::Sealed;
             if *removed == 1 {
                 self.extents.values_mut().filter(own).for_each(|extent| extent.state = State::Removed);
@@ -256,12 +268,15 @@ impl Ledger {
         for (segment, offer) in reply.segments.iter().zip(&asked.segments) {
             generations::check(truth, *segment)?;
             self.segments.insert(*segment, Segment { place, bytes: offer.bytes });
+            if reply.lists {
+                self.listing.insert(*segment);
+            }
         }
         Ok(())
     }
 
-    fn promise(&self, extent: &Extent, until: u64) -> Promise {
-        let place = self.segments.get(&extent.segment).map_or((0, 0), |segment| segment.place);
+    fn promise(&self, truth: &Truth, extent: &Extent, until: u64) -> Promise {
+        let place = self.segments.get(&extent.segment).map_or((0, 0), |segment| truth.memory_of(segment.place));
         Promise { place, offset: extent.offset, bytes: extent.bytes, until }
     }
 
@@ -290,13 +305,21 @@ impl Ledger {
             let new = Extent { key: *key, segment, offset, bytes: extent_bytes(*payload_bytes), client, state };
             generations::check(truth, generation)?;
             incarnation::check(self, segment)?;
+            rest::check_listed(self.listing.contains(&segment), &new)?;
             overlap::check(self, &new)?;
-            let before = self.extents.len();
-            self.extents.retain(|_, other| !other.meets(&new));
-            self.evicted += (before - self.extents.len()) as u64;
+            if reply.records.get(at).is_some_and(|record| *record != 0) {
+                truth.recorded.insert(generation);
+            }
+            let evicted: Vec<u64> =
+                self.extents.iter().filter(|(_, other)| other.meets(&new)).map(|(generation, _)| *generation).collect();
+            for generation in &evicted {
+                self.extents.remove(generation);
+                truth.kept.remove(generation);
+            }
+            self.evicted += evicted.len() as u64;
             if let Some(now) = real_now {
                 // The writer keeps to what it was told.
-                let promise = self.promise(&new, now + u64::from(reply.ttl_ms));
+                let promise = self.promise(truth, &new, now + u64::from(reply.ttl_ms));
                 rest::check(truth, now, &promise)?;
                 truth.writers.insert(generation, promise);
             }
@@ -314,6 +337,8 @@ impl Ledger {
             if is(*outcome, SealOutcome::Sealed.into()) {
                 if let Some(extent) = self.extents.get_mut(generation) {
                     extent.state = State::Sealed;
+                    let life = self.segments.get(&extent.segment).map_or((0, 0), |segment| segment.place);
+                    truth.seal(*generation, extent.key, life);
                 }
                 truth.writers.remove(generation);
             } else if is(*outcome, SealOutcome::SealPresent.into()) {
@@ -350,15 +375,17 @@ impl Ledger {
         }
         generations::check(truth, reply.lease)?;
         let lease_ms = u64::from(self.settings.lease_ms);
-        let generations: BTreeSet<u64> = reply.generations.iter().chain(&reply.other_generations).copied().collect();
+        let segments = reply.segments.iter().chain(&reply.other_segments).copied();
+        let objects: BTreeSet<(u64, u64)> =
+            segments.zip(reply.generations.iter().chain(&reply.other_generations).copied()).collect();
         if let Some(now) = real_now {
-            let objects = generations.iter().filter_map(|generation| self.extents.get(generation));
-            let promises = objects.map(|extent| self.promise(extent, now + u64::from(reply.lease_ms))).collect();
+            let leased = objects.iter().filter_map(|(_, generation)| self.extents.get(generation));
+            let promises = leased.map(|extent| self.promise(truth, extent, now + u64::from(reply.lease_ms))).collect();
             truth.readers.retain(|_, objects| objects.iter().any(|object| object.until > now));
             truth.writers.retain(|_, writer| writer.until > now);
             truth.readers.insert(reply.lease, promises);
         }
-        self.leases.insert(reply.lease, Lease { client, until: self.now + lease_ms, generations });
+        self.leases.insert(reply.lease, Lease { client, until: self.now + lease_ms, objects });
         Ok(())
     }
 
@@ -379,9 +406,13 @@ impl Ledger {
             let new = Extent { key, segment: task.segment, offset: task.offset, bytes, client, state };
             generations::check(truth, task.generation)?;
             incarnation::check(self, task.segment)?;
+            rest::check_listed(self.listing.contains(&task.segment), &new)?;
             overlap::check_free(self, &new)?;
+            if task.record != 0 {
+                truth.recorded.insert(task.generation);
+            }
             if let Some(now) = real_now {
-                let promise = self.promise(&new, now + u64::from(reply.lease_ms));
+                let promise = self.promise(truth, &new, now + u64::from(reply.lease_ms));
                 rest::check(truth, now, &promise)?;
                 truth.writers.insert(task.generation, promise);
             }
@@ -389,13 +420,13 @@ impl Ledger {
             self.extents.insert(task.generation, new);
             for (at, generation) in task.source_generations.iter().enumerate() {
                 leases::check_found(self, key, *generation, task.source_segments[at], task.source_offsets[at])?;
-                sources.insert(*generation);
+                sources.insert((task.source_segments[at], *generation));
             }
         }
         if reply.lease != 0 {
             generations::check(truth, reply.lease)?;
             let until = self.now + u64::from(self.settings.lease_ms);
-            self.leases.insert(reply.lease, Lease { client, until, generations: sources });
+            self.leases.insert(reply.lease, Lease { client, until, objects: sources });
         }
         Ok(())
     }
@@ -416,7 +447,8 @@ impl Ledger {
     }
 
     /// A replica went although nobody removed it: evicted, or from a node that is being emptied.
-    fn went(&mut self, generation: u64, info: &pb::KeyInfo) -> Result<(), Violation> {
+    fn went(&mut self, truth: &mut Truth, generation: u64, info: &pb::KeyInfo) -> Result<(), Violation> {
+        truth.kept.remove(&generation);
         let node =
             self.extents.get(&generation).and_then(|known| self.segments.get(&known.segment)).map(|one| one.place.0);
         if node.is_some_and(|node| self.draining.contains(&node)) {
@@ -440,7 +472,7 @@ impl Ledger {
     /// The book was asked for everything: what is readable of `keys`, and how much of what there is.
     pub fn audit(
         &mut self,
-        truth: &Truth,
+        truth: &mut Truth,
         keys: &[u64],
         infos: &pb::InfoReply,
         status: &pb::StatusReply,
@@ -456,7 +488,7 @@ impl Ledger {
             let known = self.extents.iter().filter(|(_, known)| of_key(known)).map(|(generation, _)| *generation);
             let gone: Vec<u64> = known.filter(|generation| !there.contains(generation)).collect();
             for generation in gone {
-                self.went(generation, info)?;
+                self.went(truth, generation, info)?;
             }
             replicas::check(self, truth, *key, info)?;
         }

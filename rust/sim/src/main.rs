@@ -19,14 +19,17 @@ struct Args {
     /// Print everything that happens.
     #[arg(long)]
     trace: bool,
+    /// A rule to break on purpose.
+    #[arg(long, value_enum, default_value_t)]
+    sabotage: Sabotage,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
     let started = Instant::now();
-    let (mut hits, mut caught, mut copied) = (0, 0, 0);
+    let (mut hits, mut caught, mut copied, mut forgotten, mut listed) = (0, 0, 0, 0, 0);
     for seed in args.first..args.first.saturating_add(args.seeds) {
-        let ended = if args.trace { replay(seed, Sabotage::None) } else { run(seed, Sabotage::None) };
+        let ended = if args.trace { replay(seed, args.sabotage) } else { run(seed, args.sabotage) };
         for line in &ended.trace {
             println!("{line}");
         }
@@ -37,6 +40,8 @@ fn main() -> ExitCode {
         hits += ended.hits;
         caught += ended.caught_by_checksum;
         copied += ended.copied;
+        forgotten += ended.forgotten;
+        listed += ended.listed;
     }
     let seconds = started.elapsed().as_secs_f64();
     println!(
@@ -46,5 +51,6 @@ fn main() -> ExitCode {
     );
     println!("{hits} hits, all with the right bytes; {caught} reads were misses by their checksum alone");
     println!("{copied} copies became replicas");
+    println!("{listed} objects came back with what their nodes told; {forgotten} removals were for good");
     ExitCode::SUCCESS
 }

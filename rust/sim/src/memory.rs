@@ -1,7 +1,9 @@
-//! Lent memory as tags: each line remembers which writing its bytes come from.
+//! Lent memory as tags: each line remembers which writing its bytes come from; and a table of records behind it.
 
 use std::collections::BTreeMap;
 
+use memcache_types::HoldingsPlace;
+use memcache_types::holdings::RECORD_BYTES;
 use memcache_types::limits::TRAILER_BYTES;
 
 /// Bytes of one line; objects take whole lines here.
@@ -29,6 +31,8 @@ pub enum Tail {
         generation: u64,
         /// Its key.
         key: u64,
+        /// Whether it carries a checksum of the payload.
+        summed: bool,
     },
 }
 
@@ -41,17 +45,105 @@ pub struct Line {
     pub tail: Tail,
 }
 
-/// One life of a node, which is one piece of memory.
+/// One object in a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Record {
+    /// Its key.
+    pub key: u64,
+    /// Its writing.
+    pub generation: u64,
+    /// The put its bytes come from.
+    pub origin: u64,
+    /// How many replicas there should be.
+    pub wanted: u32,
+    /// Its first line.
+    pub first: u64,
+    /// Its lines.
+    pub lines: u64,
+}
+
+/// One piece of memory: a life of a node, or a node with a file (life 0) over all its lives.
 pub type Place = (u64, u64);
+
+/// What is in it.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    lines: Vec<Line>,
+    /// The table.
+    pub records: Vec<Option<Record>>,
+    /// Life of the book that it was lent under last; 0 for none.
+    pub epoch: u64,
+}
+
+/// Where a segment has a table of so many records; none: nowhere.
+pub fn table_place(records: u32) -> HoldingsPlace {
+    let table_offset = if records == 0 { 0 } else { LINES * LINE_BYTES };
+    let floors_offset = table_offset + u64::from(records) * RECORD_BYTES;
+    HoldingsPlace { table_offset, records, floors_offset }
+}
+
+/// The place in the table that an offset of the wire names; 0 names none.
+pub fn record_at(offset: u64) -> Option<usize> {
+    let at = offset.checked_sub(LINES * LINE_BYTES)? / RECORD_BYTES;
+    usize::try_from(at).ok()
+}
+
+impl Memory {
+    /// The trailer of the object that a record speaks of, if it stands there: whether it carries a checksum.
+    pub fn summed(&self, record: &Record) -> Option<bool> {
+        match self.lines.get(usize::try_from(record.first + record.lines - 1).ok()?)?.tail {
+            Tail::Trailer { generation, key, summed } if (generation, key) == (record.generation, record.key) => {
+                Some(summed)
+            }
+            _ => None,
+        }
+    }
+
+    /// As `memcache_memory::holdings::Holdings::scan`: records whose objects are there, oldest first, with their places
+    /// and whether they carry checksums. Other records are cleared.
+    pub fn scan(&mut self) -> Vec<(u32, Record, bool)> {
+        let mut found: Vec<(u32, Record, bool)> = Vec::new();
+        for (place, slot) in (0..).zip(self.records.clone()) {
+            match slot.and_then(|record| Some((record, self.summed(&record)?))) {
+                Some((record, summed)) => found.push((place, record, summed)),
+                None => self.clear(place),
+            }
+        }
+        found.sort_unstable_by_key(|(_, record, _)| std::cmp::Reverse(record.generation));
+        let mut kept: Vec<(u32, Record, bool)> = Vec::new();
+        for (place, record, summed) in found {
+            let meets =
+                |other: &Record| record.first < other.first + other.lines && other.first < record.first + record.lines;
+            if kept.iter().any(|(_, other, _)| meets(other)) {
+                self.clear(place);
+            } else {
+                kept.push((place, record, summed));
+            }
+        }
+        kept.reverse();
+        kept
+    }
+
+    /// Takes a record away.
+    pub fn clear(&mut self, place: u32) {
+        if let Some(slot) = self.records.get_mut(place as usize) {
+            *slot = None;
+        }
+    }
+}
 
 /// All memory that can be reached now.
 #[derive(Debug, Default)]
-pub struct Memories(BTreeMap<Place, Vec<Line>>);
+pub struct Memories(BTreeMap<Place, Memory>);
 
 impl Memories {
-    /// A node starts: new memory, all zeroes.
-    pub fn create(&mut self, place: Place) {
-        self.0.insert(place, vec![Line::default(); usize::try_from(LINES).unwrap_or(0)]);
+    /// A node starts: new memory, all zeroes, unless it is there still.
+    pub fn create(&mut self, place: Place, records: u32) {
+        self.0.entry(place).or_insert_with(|| Memory {
+            lines: vec![Line::default(); usize::try_from(LINES).unwrap_or(0)],
+            records: vec![None; records as usize],
+            epoch: 0,
+        });
     }
 
     /// A node ends, and its memory with it.
@@ -59,8 +151,18 @@ impl Memories {
         self.0.remove(&place);
     }
 
+    /// One piece; `None` when its node is gone.
+    pub fn memory(&mut self, place: Place) -> Option<&mut Memory> {
+        self.0.get_mut(&place)
+    }
+
     /// One line; `None` when its node is gone.
     pub fn line(&mut self, place: Place, line: u64) -> Option<&mut Line> {
-        self.0.get_mut(&place)?.get_mut(usize::try_from(line).ok()?)
+        self.0.get_mut(&place)?.lines.get_mut(usize::try_from(line).ok()?)
+    }
+
+    /// The place in its table that an offset names; `None` when its node is gone.
+    pub fn record(&mut self, place: Place, offset: u64) -> Option<&mut Option<Record>> {
+        self.0.get_mut(&place)?.records.get_mut(record_at(offset)?)
     }
 }

@@ -1,14 +1,17 @@
 //! A node: joins, sends heartbeats, joins again when the book has forgotten it.
 
+mod listing;
+
 use std::collections::BTreeMap;
 
 use memcache_proto::pb::{self, reply, request};
 use memcache_types::extent_bytes;
 
+use self::listing::{Listing, Next};
 use crate::client::Reach;
 use crate::invariants::bytes::is_whole;
 use crate::ledger::Segment;
-use crate::memory::{LINE_BYTES, LINES, Line, Place, Tail};
+use crate::memory::{LINE_BYTES, LINES, Line, Memories, Place, Record, Tail, record_at, table_place};
 use crate::net::{Actor, Event, Net};
 
 /// Longest wait for an answer.
@@ -36,6 +39,9 @@ pub struct Node {
     asked_for_work: Option<(u64, u64)>,
     /// A seal of copies, and the lease on their sources.
     sealing: Option<(u64, u64)>,
+    /// Copies whose seal was sent, as they lie in this memory.
+    copies: BTreeMap<u64, (u64, Option<usize>)>,
+    listing: Option<Listing>,
     wake: u64,
 }
 
@@ -49,12 +55,16 @@ impl Node {
         waits_for: None,
         asked_for_work: None,
         sealing: None,
+        copies: BTreeMap::new(),
+        listing: None,
         wake: 0,
     };
 
     /// One that never ran.
     pub const fn new(index: usize) -> Self {
-        Self { index, incarnation: 0, up: false, joined: None, previous: 0, ..Self::EMPTY }
+        let mut node = Self::EMPTY;
+        node.index = index;
+        node
     }
 
     /// Its name for the book.
@@ -62,14 +72,17 @@ impl Node {
         self.index as u64 + 1
     }
 
-    /// The memory of its present life.
-    pub fn place(&self) -> Place {
-        (self.id(), self.incarnation)
+    /// The memory of its present life, or of all of them.
+    pub fn place(&self, net: &Net) -> Place {
+        (self.id(), if net.scenario.files { 0 } else { self.incarnation })
     }
 
     /// A new life.
-    pub fn start(&mut self, net: &mut Net) {
+    pub fn start(&mut self, net: &mut Net, memories: &mut Memories) {
         *self = Self { incarnation: self.incarnation + 1, up: true, wake: self.wake, ..Self::new(self.index) };
+        let place = self.place(net);
+        memories.create(place, net.scenario.records);
+        self.previous = memories.memory(place).map_or(0, |memory| memory.epoch);
         self.sleep(net, 0);
     }
 
@@ -89,7 +102,7 @@ impl Node {
     }
 
     /// A pause is over, or a wait for an answer.
-    pub fn on_wake(&mut self, net: &mut Net, wake: u64) {
+    pub fn on_wake(&mut self, net: &mut Net, memories: &mut Memories, wake: u64) {
         if !self.up || wake != self.wake {
             return;
         }
@@ -102,20 +115,38 @@ impl Node {
             let previous_epoch = self.previous;
             // Whatever becomes of this request: from now on the memory may have been lent.
             self.previous = self.previous.max(1);
-            request::Body::Join(self.join(previous_epoch))
+            self.note_epoch(net, memories, self.previous);
+            request::Body::Join(self.join(net, previous_epoch))
         };
         self.waits_for = Some(net.ask(Actor::Node(self.index), 0, body));
         self.sleep(net, ANSWER_MS);
     }
 
-    fn join(&self, previous_epoch: u64) -> pb::Join {
-        let descriptor = [self.id().to_le_bytes(), self.incarnation.to_le_bytes()].concat();
-        let segment = pb::JoinSegment { bytes: LINES * LINE_BYTES, tier: 2, descriptor, ..pb::JoinSegment::default() };
+    /// Under which life of the book the memory is lent stands in the memory.
+    fn note_epoch(&self, net: &Net, memories: &mut Memories, epoch: u64) {
+        if let Some(memory) = memories.memory(self.place(net)) {
+            memory.epoch = epoch;
+        }
+    }
+
+    fn join(&self, net: &Net, previous_epoch: u64) -> pb::Join {
+        let place = self.place(net);
+        let descriptor = [place.0.to_le_bytes(), place.1.to_le_bytes()].concat();
+        let table = table_place(net.scenario.records);
+        let segment = pb::JoinSegment {
+            bytes: LINES * LINE_BYTES,
+            tier: 2,
+            descriptor,
+            table_offset: table.table_offset,
+            records: table.records,
+            floors_offset: table.floors_offset,
+        };
         pb::Join {
             node: self.id(),
             incarnation: self.incarnation,
             segments: vec![segment],
             previous_epoch,
+            lists: previous_epoch != 0 && net.scenario.records > 0,
             ..pb::Join::default()
         }
     }
@@ -141,6 +172,7 @@ impl Node {
             Some(reply::Body::Seal(sealed)) => {
                 if let Some((_, lease)) = self.sealing.take_if(|(id, _)| *id == answer.request_id) {
                     reach.truth.copied += sealed.outcomes.iter().map(|outcome| u64::from(*outcome == 1)).sum::<u64>();
+                    self.take_back(reach, &sealed.outcomes);
                     let release = request::Body::Release(pb::Release { leases: vec![lease] });
                     reach.net.ask(Actor::Node(self.index), self.copier(), release);
                 }
@@ -148,16 +180,37 @@ impl Node {
             }
             _ => {}
         }
-        self.on_membership(reach.net, answer);
+        self.on_membership(reach.net, reach.memories, answer);
+    }
+
+    /// Copies that did not become replicas are void: their keys may have been removed meanwhile.
+    fn take_back(&mut self, reach: &mut Reach<'_>, outcomes: &[u8]) {
+        let place = self.place(reach.net);
+        for ((generation, record), outcome) in std::mem::take(&mut self.copies).into_values().zip(outcomes) {
+            let Some(memory) = reach.memories.memory(place).filter(|_| *outcome != 1) else { continue };
+            if let Some(slot) = record.and_then(|at| memory.records.get_mut(at))
+                && slot.is_some_and(|one| one.generation == generation)
+            {
+                *slot = None;
+            }
+        }
     }
 
     /// Makes the copies that were handed out, all at once.
     fn copy(&mut self, reach: &mut Reach<'_>, segments: &BTreeMap<u64, Segment>, work: &pb::WorkReply, until: u64) {
+        self.copies.clear();
         let (mut done, mut failed) = (Vec::new(), Vec::new());
         for task in &work.tasks {
             let in_time = reach.net.now < until;
             let copied = in_time && (0..task.source_segments.len()).any(|at| self.copy_one(reach, segments, task, at));
-            if copied { done.push(task.reservation) } else { failed.push(task.reservation) }
+            if copied {
+                done.push(task.reservation)
+            } else {
+                failed.push(task.reservation)
+            }
+            if copied {
+                self.copies.insert(task.reservation, (task.generation, record_at(task.record)));
+            }
         }
         if !failed.is_empty() {
             let abort = request::Body::Abort(pb::Abort { reservations: failed });
@@ -185,29 +238,64 @@ impl Node {
         let key = task.key.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
         let (generation, lines) = (task.source_generations[at], extent_bytes(task.payload_bytes) / LINE_BYTES);
         let first = task.source_offsets[at] / LINE_BYTES;
+        let place = reach.truth.memory_of(source.place);
         let seen: Option<Vec<Line>> =
-            (first..first + lines).map(|line| reach.memories.line(source.place, line).copied()).collect();
+            (first..first + lines).map(|line| reach.memories.line(place, line).copied()).collect();
         let Some(seen) = seen else { return false };
-        let last = seen.last().map(|line| line.tail);
-        if last != Some(Tail::Trailer { generation, key }) || !is_whole(generation, &seen) {
+        let summed = match seen.last().map(|line| line.tail) {
+            Some(Tail::Trailer { generation: found, key: of, summed }) if (found, of) == (generation, key) => summed,
+            _ => return false,
+        };
+        if summed && !is_whole(generation, &seen) {
             return false;
+        }
+        let own_place = self.place(reach.net);
+        for offset in &task.clears {
+            if let Some(slot) = reach.memories.record(own_place, *offset) {
+                *slot = None;
+            }
         }
         let own = task.offset / LINE_BYTES;
         for line in own..own + lines {
-            let Some(found) = reach.memories.line(self.place(), line) else { return false };
-            found.body = task.generation;
+            // Bytes that are not those of the source are not those of the copy either.
+            let sound = seen[usize::try_from(line - own).unwrap_or(0)].body == generation;
+            let Some(found) = reach.memories.line(own_place, line) else { return false };
+            found.body = if sound { task.generation } else { 0 };
             found.tail = if line + 1 < own + lines {
                 Tail::Payload(task.generation)
             } else {
-                Tail::Trailer { generation: task.generation, key }
+                Tail::Trailer { generation: task.generation, key, summed }
             };
+        }
+        if let Some(slot) = reach.memories.record(own_place, task.record) {
+            let (generation, origin, wanted) = (task.generation, task.origin, task.wanted);
+            *slot = Some(Record { key, generation, origin, wanted, first: own, lines });
         }
         let origin = reach.truth.origin_of.get(&generation).copied().unwrap_or(generation);
         reach.truth.origin_of.insert(task.generation, origin);
         true
     }
 
-    fn on_membership(&mut self, net: &mut Net, answer: &pb::Reply) {
+    /// Says what is to be said of what the memory holds; otherwise the next heartbeat is due after `pause`.
+    fn go_on(&mut self, net: &mut Net, memories: &mut Memories, pause: u64) {
+        let (node, incarnation, place) = (self.id(), self.incarnation, self.place(net));
+        let (Some(listing), Some(memory)) = (&mut self.listing, memories.memory(place)) else {
+            return self.sleep(net, pause);
+        };
+        match listing.next(memory, net.now, node, incarnation) {
+            Next::Ask(body) => {
+                self.waits_for = Some(net.ask(Actor::Node(self.index), 0, body));
+                self.sleep(net, ANSWER_MS);
+            }
+            Next::Pause(ms) => self.sleep(net, ms.min(pause)),
+            Next::Nothing => {
+                self.listing = None;
+                self.sleep(net, pause);
+            }
+        }
+    }
+
+    fn on_membership(&mut self, net: &mut Net, memories: &mut Memories, answer: &pb::Reply) {
         if self.waits_for != Some(answer.request_id) {
             return;
         }
@@ -216,7 +304,21 @@ impl Node {
             Some(reply::Body::Join(joined)) => {
                 self.joined = Some(answer.epoch);
                 self.previous = answer.epoch;
-                u64::from(joined.heartbeat_ms)
+                self.note_epoch(net, memories, answer.epoch);
+                let place = self.place(net);
+                let (part, sabotage) = (net.scenario.part, net.scenario.sabotage);
+                let lists = joined.lists.then(|| memories.memory(place)).flatten();
+                let rest_until = net.now + joined.rest_ms;
+                self.listing = lists.map(|memory| Listing::new(memory, joined.segments[0], rest_until, part, sabotage));
+                return self.go_on(net, memories, u64::from(joined.heartbeat_ms));
+            }
+            Some(reply::Body::Holdings(reply)) => {
+                let place = self.place(net);
+                if let (Some(listing), Some(memory)) = (&mut self.listing, memories.memory(place)) {
+                    listing.answered(memory, &reply.kept);
+                }
+                let pause = u64::from(net.scenario.settings.heartbeat_ms);
+                return self.go_on(net, memories, pause);
             }
             Some(reply::Body::Heartbeat(beat)) if beat.joined && self.joined == Some(answer.epoch) => {
                 if beat.drain() == pb::DrainState::Drained {
@@ -231,7 +333,8 @@ impl Node {
                     let id = net.ask(Actor::Node(self.index), self.copier(), request::Body::Work(work));
                     self.asked_for_work = Some((id, net.now));
                 }
-                u64::from(net.scenario.settings.heartbeat_ms)
+                let pause = u64::from(net.scenario.settings.heartbeat_ms);
+                return self.go_on(net, memories, pause);
             }
             Some(reply::Body::Heartbeat(_)) => {
                 self.joined = None;

@@ -5,7 +5,7 @@ use memcache_meta::core::{EvictionPolicy, Settings};
 use crate::rng::Rng;
 
 /// A rule broken on purpose, to see that the checks notice. The product is never changed: the world around it lies.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sabotage {
     /// Everybody keeps to the rules.
     #[default]
@@ -26,6 +26,16 @@ pub enum Sabotage {
     WorkNotTold,
     /// Once found, a key is said to be there for ever.
     LocateRemembered,
+    /// Removers are never told that nodes have not told all.
+    UntoldHidden,
+    /// Readers are never told that memory rests.
+    RestHidden,
+    /// Nodes do not look again when their memory has rested.
+    NotLookedAgain,
+    /// Removers clear no records.
+    RecordsLeft,
+    /// Nodes say that they have told all, and have told nothing.
+    NothingListed,
 }
 
 /// One of these decides what goes first.
@@ -67,6 +77,14 @@ pub struct Scenario {
     pub restarts: bool,
     /// Whether the book's clock jumps ahead of everybody else's.
     pub jumps: bool,
+    /// Places in the table of each segment; 0: no tables, and nothing is listed.
+    pub records: u32,
+    /// Whether the memory of nodes is a file, which outlives their processes.
+    pub files: bool,
+    /// Objects told in one message.
+    pub part: usize,
+    /// Percentage of puts without a checksum.
+    pub unsummed: u64,
 }
 
 impl Scenario {
@@ -114,9 +132,33 @@ impl Scenario {
             node_faults,
             restarts,
             jumps,
+            records: 0,
+            files: false,
+            part: 1,
+            unsummed: 0,
         };
         // Not drawn by itself, so that a seed stands for all else that it stood for.
         drawn.settings.policy = POLICIES[usize::try_from(drawn.calm_at).unwrap_or(0) % POLICIES.len()];
         drawn
+    }
+
+    /// Some worlds have tables. Those that once failed without are kept as they were, and so is what their seeds stand
+    /// for: the rest is drawn from another row of numbers.
+    pub fn add_tables(&mut self, seed: u64) {
+        if matches!(seed % 8, 2 | 4 | 5) {
+            return;
+        }
+        let mut rng = Rng::new(!seed);
+        self.records = u32::try_from(rng.between(4, 40)).unwrap_or(4);
+        self.files = rng.chance(50);
+        self.part = usize::try_from(rng.between(1, 4)).unwrap_or(1);
+        self.unsummed = if rng.chance(40) && !self.checksum { 30 } else { 0 };
+        self.restarts |= rng.chance(80);
+        if self.fault_every == 0 && self.restarts {
+            self.fault_every = rng.between(80, 400);
+        }
+        if !self.checksum {
+            self.write_ms_max = self.write_ms_max.min(u64::from(self.settings.reservation_ttl_ms) / 2 - 1);
+        }
     }
 }

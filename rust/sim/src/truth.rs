@@ -24,9 +24,33 @@ impl Promise {
     }
 }
 
+/// One readable object that has a record.
+#[derive(Clone, Copy, Debug)]
+pub struct Kept {
+    /// Which memory it is in.
+    pub place: Place,
+    /// Its key.
+    pub key: u64,
+}
+
+/// What stood when a removal was served.
+#[derive(Clone, Debug)]
+pub struct Removal {
+    /// The keys.
+    pub keys: Vec<u64>,
+    /// Writings that were readable some time before.
+    pub sealed: u64,
+    /// Segments that were lent.
+    pub segments: BTreeSet<u64>,
+}
+
 /// What really happened.
 #[derive(Debug, Default)]
 pub struct Truth {
+    /// The memory of nodes is a file each.
+    pub files: bool,
+    /// No writer is ever so late that it damages what is not its own.
+    pub exact: bool,
     /// Key of every writing.
     pub key_of: BTreeMap<u64, u64>,
     /// The put that the bytes of a writing come from: copies have that of what they copied.
@@ -43,6 +67,22 @@ pub struct Truth {
     pub hits: u64,
     /// Reads that only the checksum turned into misses.
     pub caught_by_checksum: u64,
+    /// Tickets that have a place in a table.
+    pub recorded: BTreeSet<u64>,
+    /// Writings that the book called readable, in the order in which they became so first.
+    pub sealed: BTreeMap<u64, u64>,
+    /// Those that are readable, or were when the book or their node was there last, and have a record.
+    pub kept: BTreeMap<u64, Kept>,
+    /// What stood when removals were served, by request.
+    pub removals: BTreeMap<u64, Removal>,
+    /// Puts of a key up to here had begun when it was removed last.
+    pub removed_until: BTreeMap<u64, u64>,
+    /// Promised to stay away: memory and writing.
+    pub removed: BTreeSet<(Place, u64)>,
+    /// Removals whose remover was told success.
+    pub forgotten: u64,
+    /// Objects that were readable again after they were listed.
+    pub listed: u64,
 }
 
 impl Truth {
@@ -54,5 +94,30 @@ impl Truth {
     /// A read was a miss because of its checksum alone.
     pub fn count_caught_by_checksum(&mut self) {
         self.caught_by_checksum += 1;
+    }
+
+    /// Which memory a life of a node lends.
+    pub fn memory_of(&self, life: Place) -> Place {
+        if self.files { (life.0, 0) } else { life }
+    }
+
+    /// The book called a writing readable.
+    pub fn seal(&mut self, generation: u64, key: u64, life: Place) {
+        let next = self.sealed.len() as u64;
+        self.sealed.entry(generation).or_insert(next);
+        if self.recorded.contains(&generation) {
+            self.kept.insert(generation, Kept { place: self.memory_of(life), key });
+        }
+    }
+
+    /// Nobody is promised any more that this key comes back; nor are those who are putting it at this moment.
+    pub fn drop_key(&mut self, key: u64) {
+        self.kept.retain(|_, kept| kept.key != key);
+        self.removed_until.insert(key, self.issued.last().copied().unwrap_or(0));
+    }
+
+    /// A memory is gone.
+    pub fn drop_memory(&mut self, place: Place) {
+        self.kept.retain(|_, kept| kept.place != place);
     }
 }

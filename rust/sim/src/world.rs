@@ -7,7 +7,7 @@ use memcache_proto::pb::{self, failure, reply, request};
 use memcache_types::Epoch;
 
 use crate::client::{Client, Reach, keys_to_wire};
-use crate::invariants::{Violation, hold, replicas, settled};
+use crate::invariants::{Violation, hold, replicas, settled, tables};
 use crate::ledger::Ledger;
 use crate::memory::Memories;
 use crate::net::{Actor, Event, Net};
@@ -57,13 +57,18 @@ pub struct Ended {
     pub caught_by_checksum: u64,
     /// Copies that became replicas.
     pub copied: u64,
+    /// Removals whose remover was told success.
+    pub forgotten: u64,
+    /// Objects that nodes told of and that are readable again.
+    pub listed: u64,
 }
 
 impl World {
     /// The world of a seed.
     pub fn new(seed: u64, sabotage: Sabotage, keep_trace: bool) -> Self {
         let mut rng = Rng::new(seed);
-        let scenario = Scenario::draw(&mut rng, sabotage);
+        let mut scenario = Scenario::draw(&mut rng, sabotage);
+        scenario.add_tables(seed);
         let mut net = Net::new(scenario.clone(), rng, keep_trace);
         net.note(format_args!("{scenario:?}"));
         let nodes: Vec<Node> = (0..scenario.nodes).zip(0..).map(|(_, index)| Node::new(index)).collect();
@@ -82,7 +87,8 @@ impl World {
         net.after(scenario.calm_at, Event::Calm);
         let keys = (0..scenario.keys).chain(clients.iter().map(Client::probe_key)).collect();
         let ledger = Ledger::new(scenario.settings);
-        let (memories, truth) = (Memories::default(), Truth::default());
+        let exact = !scenario.checksum;
+        let (memories, truth) = (Memories::default(), Truth { files: scenario.files, exact, ..Truth::default() });
         Self { net, memories, truth, nodes, clients, book: None, ledger, ahead: 0, remembered: Vec::new(), keys }
     }
 
@@ -91,7 +97,7 @@ impl World {
         let mut violation = None;
         while let Some(event) = self.net.pop() {
             if matches!(event, Event::End) {
-                violation = settled::check_service(&self.clients).err();
+                violation = settled::check_service(&self.clients).and_then(|()| self.check_tables()).err();
                 break;
             }
             if let Err(found) = self.happen(event) {
@@ -106,14 +112,29 @@ impl World {
             hits: self.truth.hits,
             caught_by_checksum: self.truth.caught_by_checksum,
             copied: self.truth.copied,
+            forgotten: self.truth.forgotten,
+            listed: self.truth.listed,
+        }
+    }
+
+    fn check_tables(&mut self) -> Result<(), Violation> {
+        let (records, now) = (self.net.scenario.records, self.book_now());
+        let nodes: Vec<u64> = self.nodes.iter().map(Node::id).collect();
+        match &mut self.book {
+            Some(core) if records > 0 && !self.net.scenario.checksum => {
+                tables::check(core, now, &self.keys, &nodes, records)
+            }
+            _ => Ok(()),
         }
     }
 
     fn happen(&mut self, event: Event) -> Result<(), Violation> {
         let mut reach = Reach { net: &mut self.net, memories: &mut self.memories, truth: &mut self.truth };
         match event {
-            Event::Wake(Actor::Node(index), wake) => self.nodes[index].on_wake(&mut self.net, wake),
-            Event::Wake(Actor::Client(index), wake) => self.clients[index].on_wake(&mut reach, wake)?,
+            Event::Wake(Actor::Node(index), wake) => {
+                self.nodes[index].on_wake(&mut self.net, &mut self.memories, wake);
+            }
+            Event::Wake(Actor::Client(index), wake) => self.clients[index].on_wake(&mut reach, &self.ledger, wake)?,
             Event::Reply(Actor::Node(index), answer) => {
                 self.nodes[index].on_reply(&mut reach, &self.ledger.segments, &answer);
             }
@@ -172,13 +193,12 @@ impl World {
     fn start_node(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         if !node.up {
-            node.start(&mut self.net);
-            self.memories.create(node.place());
+            node.start(&mut self.net, &mut self.memories);
         }
     }
 
     fn serve(&mut self, from: Actor, request: pb::Request) -> Result<(), Violation> {
-        let (now, told, client) = (self.book_now(), self.told_now(), request.client);
+        let (now, told, client, id) = (self.book_now(), self.told_now(), request.client, request.request_id);
         let Some(core) = &mut self.book else { return Ok(()) };
         self.ledger.advance(now);
         let asked = request.body.clone();
@@ -188,7 +208,13 @@ impl World {
         }
         if let (Some(asked), Some(answered)) = (&asked, &reply.body) {
             if let reply::Body::Failure(refused) = answered {
-                hold("refused", refused.code == i32::from(failure::Code::Stale), || format!("{asked:?}: {refused:?}"))?;
+                // A listing may come late, when its segment is not lent any more.
+                let late = matches!(asked, request::Body::Holdings(_));
+                let stale = refused.code == i32::from(failure::Code::Stale);
+                hold("refused", late || stale, || format!("{asked:?}: {refused:?}"))?;
+            }
+            if let request::Body::Remove(asked) = asked {
+                self.ledger.note_removal(&mut self.truth, id, asked);
             }
             let real_now = (!self.net.scenario.jumps).then_some(self.net.now);
             self.ledger.note(&mut self.truth, real_now, client, asked, answered)?;
@@ -225,7 +251,7 @@ impl World {
 
     fn audit(&mut self) -> Result<(), Violation> {
         if let (Some(infos), Some(status)) = self.look()? {
-            self.ledger.audit(&self.truth, &self.keys, &infos, &status)?;
+            self.ledger.audit(&mut self.truth, &self.keys, &infos, &status)?;
         }
         Ok(())
     }
@@ -245,7 +271,11 @@ impl World {
         match rng.below(8) {
             leaves @ 0..=1 if node_faults && self.nodes[index].up => {
                 self.nodes[index].stop(&mut self.net, leaves == 1);
-                self.memories.destroy(self.nodes[index].place());
+                if !self.net.scenario.files {
+                    let place = self.nodes[index].place(&self.net);
+                    self.memories.destroy(place);
+                    self.truth.drop_memory(place);
+                }
                 self.net.after(ms, Event::NodeUp(index));
             }
             2 | 3 if node_faults => {
@@ -306,6 +336,7 @@ fn lie(
     match (sabotage, asked, body) {
         (Sabotage::NoRest, _, reply::Body::Reserve(reply)) => reply.ttl_ms *= 3,
         (Sabotage::WorkNotTold, _, reply::Body::Heartbeat(reply)) => reply.work = false,
+        (Sabotage::UntoldHidden, _, reply::Body::Remove(reply)) => reply.untold.clear(),
         (Sabotage::OffsetsLost, _, reply::Body::Reserve(reply)) => reply.offsets.fill(0),
         (Sabotage::LeasesForgotten, _, reply::Body::Locate(reply)) => {
             let release = request::Body::Release(pb::Release { leases: vec![reply.lease] });

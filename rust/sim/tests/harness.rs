@@ -53,3 +53,35 @@ fn replicas_that_nobody_makes_again_are_found() {
 fn copies_are_made_in_these_worlds() {
     assert!((0..200).map(|seed| run(seed, Sabotage::None).copied).sum::<u64>() > 50);
 }
+
+#[test]
+fn removals_that_do_not_wait_for_nodes_to_tell_are_found() {
+    assert!(found(Sabotage::UntoldHidden).contains("removed"));
+}
+
+#[test]
+fn records_that_removers_leave_are_found() {
+    assert!(found(Sabotage::RecordsLeft).contains("removed"));
+}
+
+#[test]
+fn readers_that_trust_memory_that_rests_read_other_bytes() {
+    assert!(found(Sabotage::RestHidden).contains("bytes"));
+}
+
+#[test]
+fn nodes_that_do_not_look_again_give_out_other_bytes() {
+    assert!(found(Sabotage::NotLookedAgain).contains("bytes"));
+}
+
+#[test]
+fn nodes_that_do_not_tell_lose_what_they_hold() {
+    assert!(found(Sabotage::NothingListed).contains("kept"));
+}
+
+#[test]
+fn objects_come_back_and_removals_last_in_these_worlds() {
+    let ended: Vec<_> = (0..200).map(|seed| run(seed, Sabotage::None)).collect();
+    assert!(ended.iter().map(|one| one.listed).sum::<u64>() > 200);
+    assert!(ended.iter().map(|one| one.forgotten).sum::<u64>() > 200);
+}

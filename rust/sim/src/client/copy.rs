@@ -4,19 +4,32 @@ use memcache_proto::pb::{self, request};
 
 use super::{Client, Op, Piece, Probe, Reach};
 use crate::invariants::{Violation, bytes};
-use crate::memory::{Line, Tail};
+use crate::memory::{Line, Record, Tail};
 use crate::net::Net;
 use crate::scenario::Sabotage;
+
+/// Where to write one object, and what else.
+#[derive(Clone, Debug)]
+pub(super) struct Ticket {
+    pub(super) reservation: u64,
+    pub(super) piece: Piece,
+    /// Where its record goes; 0: nowhere.
+    pub(super) record: u64,
+    /// Records to be cleared before the first byte.
+    pub(super) clears: Vec<u64>,
+    pub(super) origin: u64,
+    pub(super) wanted: u32,
+    pub(super) summed: bool,
+}
 
 /// Tickets that are being filled, one after the other.
 #[derive(Debug)]
 pub(super) struct Writing {
-    /// Reservation and where it leads.
-    tickets: Vec<(u64, Piece)>,
+    tickets: Vec<Ticket>,
     /// No write may start later.
     start_until: u64,
     at: usize,
-    /// Next step: the old trailer, then the lines, then the new trailer.
+    /// Next step: records to clear, then the old trailer, then the lines and the record, then the new trailer.
     step: u64,
     /// When the present write must be over.
     end_until: u64,
@@ -36,21 +49,21 @@ pub(super) struct Reading {
 }
 
 impl Writing {
-    pub(super) fn new(tickets: Vec<(u64, Piece)>, start_until: u64) -> Self {
+    pub(super) fn new(tickets: Vec<Ticket>, start_until: u64) -> Self {
         Self { tickets, start_until, at: 0, step: 0, end_until: 0, sealable: Vec::new(), given_up: Vec::new() }
     }
 
     pub(super) fn pieces(&self) -> Vec<Piece> {
-        self.tickets.iter().map(|(_, piece)| *piece).collect()
+        self.tickets.iter().map(|ticket| ticket.piece).collect()
     }
 
     pub(super) fn reservations(&self) -> Vec<u64> {
-        self.tickets.iter().map(|(reservation, _)| *reservation).collect()
+        self.tickets.iter().map(|ticket| ticket.reservation).collect()
     }
 
     fn next(&mut self, written: bool) {
         let list = if written { &mut self.sealable } else { &mut self.given_up };
-        list.push(self.tickets[self.at].0);
+        list.push(self.tickets[self.at].reservation);
         self.at += 1;
         self.step = 0;
     }
@@ -75,9 +88,10 @@ pub(super) fn step_ms(net: &mut Net, most: u64) -> u64 {
 impl Client {
     /// One step of writing.
     pub(super) fn write(&mut self, reach: &mut Reach<'_>, mut writing: Writing) {
-        let Some((_, piece)) = writing.tickets.get(writing.at).copied() else {
+        let Some(ticket) = writing.tickets.get(writing.at).cloned() else {
             return self.end_writing(reach.net, writing);
         };
+        let piece = ticket.piece;
         if writing.step == 0 {
             if reach.net.now > writing.start_until {
                 writing.next(false);
@@ -86,13 +100,14 @@ impl Client {
             writing.end_until = reach.net.now + reach.net.scenario.write_ms_max;
         }
         let last = piece.first + piece.lines - 1;
-        let (line, step) = match writing.step {
-            0 => (last, Step::Retract),
-            step if step <= piece.lines => (piece.first + step - 1, Step::Payload),
-            _ => (last, Step::Publish),
-        };
-        let place = self.directory.get(&piece.segment);
-        let Some(found) = place.and_then(|place| reach.memories.line(*place, line)) else {
+        let (line, step) = ticket.step(writing.step);
+        let place = self.directory.get(&piece.segment).copied();
+        if let (Some(place), Step::Clear(offset) | Step::Record(offset)) = (place, step)
+            && let Some(slot) = reach.memories.record(place, offset)
+        {
+            *slot = matches!(step, Step::Record(_)).then(|| ticket.record());
+        }
+        let Some(found) = place.and_then(|place| reach.memories.line(place, line)) else {
             writing.next(false); // the node is gone
             return self.go_on_writing(reach.net, writing, 0);
         };
@@ -104,7 +119,11 @@ impl Client {
                     found.tail = Tail::Payload(piece.generation);
                 }
             }
-            Step::Publish => found.tail = Tail::Trailer { generation: piece.generation, key: piece.key },
+            Step::Publish => {
+                let (generation, key, summed) = (piece.generation, piece.key, ticket.summed);
+                found.tail = Tail::Trailer { generation, key, summed };
+            }
+            Step::Clear(_) | Step::Record(_) => {}
         }
         reach.net.note(format_args!("client {} {step:?} line {line} as {:x}", self.index, piece.generation));
         writing.step += 1;
@@ -167,13 +186,21 @@ impl Client {
     fn judge(&mut self, reach: &mut Reach<'_>, reading: &Reading, piece: Piece, tail: Tail) -> Result<(), Violation> {
         let trusting = reach.net.scenario.sabotage == Sabotage::TrailerIgnored;
         let in_time = reach.net.now < reading.valid_until;
-        let trailer_fits = tail == Tail::Trailer { generation: piece.generation, key: piece.key };
+        let summed = match tail {
+            Tail::Trailer { generation, key, summed } if (generation, key) == (piece.generation, piece.key) => {
+                Some(summed)
+            }
+            _ => None,
+        };
+        // Where memory rests, what nobody can check is a miss.
+        let rests = piece.rests && reach.net.scenario.sabotage != Sabotage::RestHidden;
+        let trailer_fits = summed.is_some_and(|summed| summed || !rests);
         let accepts = trusting || (in_time && trailer_fits);
         if !accepts {
             return Ok(());
         }
         let sound = bytes::is_whole(piece.generation, &reading.seen);
-        if reach.net.scenario.checksum && !sound && !trusting {
+        if (reach.net.scenario.checksum || rests) && !sound && !trusting {
             reach.truth.count_caught_by_checksum();
             return Ok(());
         }
@@ -194,8 +221,32 @@ impl Reading {
     }
 }
 
+impl Ticket {
+    /// A line that is concerned, and what is done.
+    fn step(&self, step: u64) -> (u64, Step) {
+        let (piece, clears) = (self.piece, self.clears.len() as u64);
+        let last = piece.first + piece.lines - 1;
+        if let Some(offset) = self.clears.get(usize::try_from(step).unwrap_or(usize::MAX)) {
+            return (last, Step::Clear(*offset));
+        }
+        match step - clears {
+            0 => (last, Step::Retract),
+            step if step <= piece.lines => (piece.first + step - 1, Step::Payload),
+            step if step == piece.lines + 1 && self.record != 0 => (last, Step::Record(self.record)),
+            _ => (last, Step::Publish),
+        }
+    }
+
+    fn record(&self) -> Record {
+        let Piece { key, generation, first, lines, .. } = self.piece;
+        Record { key, generation, origin: self.origin, wanted: self.wanted, first, lines }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Step {
+    Clear(u64),
+    Record(u64),
     Retract,
     Payload,
     Publish,

@@ -2,7 +2,13 @@
 //! ticket, and space that is read during the lease, whatever happened to the book or the node's membership meanwhile.
 
 use super::{Violation, hold};
+use crate::ledger::Extent;
 use crate::truth::{Promise, Truth};
+
+/// The book granted `new`. `listing`: the node has not told all that the segment holds, or its memory has not rested.
+pub fn check_listed(listing: bool, new: &Extent) -> Result<(), Violation> {
+    hold("rest", !listing, || format!("{new:?} was granted in memory whose node has not told all"))
+}
 
 /// The book granted `new`.
 pub fn check(truth: &Truth, now: u64, new: &Promise) -> Result<(), Violation> {

@@ -1,0 +1,89 @@
+//! What the book must hold of memory whose nodes tell what is in it.
+
+use memcache_proto::pb;
+use memcache_types::extent_bytes;
+
+use super::{Extent, Ledger, State, key_numbers};
+use crate::invariants::{Violation, hold, kept, overlap, removed};
+use crate::truth::{Removal, Truth};
+
+impl Ledger {
+    /// A removal was served: what it is to last for. Only the first time: a request may arrive twice.
+    pub fn note_removal(&self, truth: &mut Truth, request: u64, asked: &pb::Remove) {
+        let (keys, segments) = (key_numbers(asked.keys.as_ref()), self.segments.keys().copied().collect());
+        let sealed = truth.sealed.len() as u64;
+        truth.removals.entry(request).or_insert(Removal { keys, sealed, segments });
+    }
+
+    /// The book answered a part of a listing.
+    pub(super) fn listed(
+        &mut self,
+        truth: &mut Truth,
+        asked: &pb::Holdings,
+        reply: &pb::HoldingsReply,
+    ) -> Result<(), Violation> {
+        for (at, key) in key_numbers(asked.keys.as_ref()).into_iter().enumerate() {
+            let generation = asked.generations[at];
+            if asked.gone {
+                if let Some(extent) = self.extents.get_mut(&generation).filter(|one| one.segment == asked.segment) {
+                    extent.state = State::Removed;
+                    truth.kept.remove(&generation);
+                }
+            } else if reply.kept[at] == 1 {
+                self.take_up(truth, asked, at, key)?;
+            } else {
+                if !self.extents.contains_key(&generation) && truth.exact {
+                    kept::check(self, truth, generation)?;
+                }
+                truth.kept.remove(&generation);
+            }
+        }
+        if asked.done {
+            self.listing.remove(&asked.segment);
+            if truth.exact {
+                kept::check_all(self, truth, asked.segment)?;
+            }
+            let life = self.segments.get(&asked.segment).map_or((0, 0), |segment| segment.place);
+            for (generation, extent) in self.extents.iter().filter(|(_, one)| one.segment == asked.segment) {
+                if extent.is_sealed() {
+                    truth.seal(*generation, extent.key, life);
+                }
+            }
+        }
+        self.sweep();
+        Ok(())
+    }
+
+    fn take_up(&mut self, truth: &mut Truth, asked: &pb::Holdings, at: usize, key: u64) -> Result<(), Violation> {
+        let (generation, segment, offset) = (asked.generations[at], asked.segment, asked.offsets[at]);
+        removed::check_listed(self, truth, segment, generation)?;
+        hold("bytes", truth.key_of.get(&generation) == Some(&key), || {
+            format!("{generation:x} was listed as key {key}, and is of another")
+        })?;
+        let bytes = extent_bytes(asked.payload_bytes[at]);
+        let new = Extent { key, segment, offset, bytes, client: 0, state: State::Sealed };
+        if !self.extents.get(&generation).is_some_and(Extent::is_sealed) {
+            overlap::check_free(self, &new)?;
+            truth.listed += 1;
+            let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
+            let own = origin(&generation);
+            // Of several puts the latest stays.
+            let other =
+                |(other, extent): &(&u64, &mut Extent)| extent.key == key && extent.is_sealed() && origin(other) != own;
+            let mut gone = Vec::new();
+            for (older, extent) in self.extents.iter_mut().filter(other) {
+                extent.state = State::Removed;
+                gone.push(*older);
+            }
+            for older in gone {
+                truth.kept.remove(&older);
+            }
+            self.extents.insert(generation, new);
+        }
+        // It may have been evicted before: until the memory has rested the writer it went for may be at work there.
+        let next = truth.sealed.len() as u64;
+        truth.sealed.entry(generation).or_insert(next);
+        truth.recorded.insert(generation);
+        Ok(())
+    }
+}
