@@ -79,7 +79,10 @@ def _growth(axis: Any, rows: list[Record], what: str) -> None:
         axis.plot(counts, costs, style, marker="o", markersize=3, color=COLOURS[row["system"]], label=row["system"])
     if rows:
         axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, [str(count) for count in counts])
         axis.set_yscale("log")
+        axis.yaxis.set_major_formatter("{x:g}")
+        axis.yaxis.set_minor_formatter("{x:g}")
         axis.set_title(f"{what}: cost of an object of 16 KiB", loc="left", fontsize=10, fontweight="bold")
         axis.set_xlabel("objects a call")
         axis.set_ylabel("us an object")
@@ -100,6 +103,7 @@ def _readers(axis: Any, rows: list[Record]) -> None:
         axis.set_xlabel("reader processes, 8 blocks a get")
         axis.set_ylabel("GB/s of all together")
         axis.set_xscale("log", base=2)
+        axis.set_xticks([1, 2, 4, 8], ["1", "2", "4", "8"])
         axis.set_ylim(bottom=0)
         axis.grid(alpha=0.3, linewidth=0.4)
         axis.legend(fontsize=7, frameon=False)
