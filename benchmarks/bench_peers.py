@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from peers.draw import draw
 from peers.measure import SYSTEMS
 from peers.shapes import SHAPES
 
@@ -229,30 +230,12 @@ def record_of(process: subprocess.Popen[str]) -> Record:
 
 
 def plot(results: Record, path: Path) -> None:
-    """Get and put of the blocks at the middle batch, as bars beside memcpy."""
+    """Draws everything, where matplotlib is installed."""
     try:
-        import matplotlib
+        draw(results, path)
     except ImportError:
         show("no plot: matplotlib is not installed")
         return
-    matplotlib.use("svg")
-    import matplotlib.pyplot as plt
-
-    shapes = [name for name in SHAPES if any(row["shape"] == name for row in results["blocks"])]
-    figure, axes = plt.subplots(2, len(shapes), figsize=(4 * len(shapes), 6), squeeze=False)
-    for column, shape in enumerate(shapes):
-        rows = [row for row in results["blocks"] if row["shape"] == shape and row["batch"] == 8]
-        for line, what in enumerate(("put", "get")):
-            axis = axes[line][column]
-            colours = ["#1f6fb4" if row["system"].startswith("memcache") else "#b0b0b0" for row in rows]
-            axis.barh([row["system"] for row in rows], [row[what] for row in rows], color=colours)
-            axis.axvline(rows[0]["memcpy"], color="black", linestyle="--", linewidth=1)
-            axis.invert_yaxis()
-            axis.set_title(f"{what} {shape}, 8 a call", fontsize=9)
-            axis.tick_params(labelsize=7, labelleft=column == 0)
-    figure.supxlabel("GB/s; dashed: one thread's memcpy of one large run", fontsize=8)
-    figure.tight_layout()
-    figure.savefig(path)
     show(f"plot: {path.name}")
 
 
@@ -275,12 +258,22 @@ def main() -> None:
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write all figures here")
-    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw the blocks here")
+    parser.add_argument("--plot", type=Path, metavar="FILE.svg", help="also draw them here")
+    parser.add_argument("--redraw", type=Path, metavar="FILE", help="measure nothing: draw the figures of this file")
     options = parser.parse_args()
+    if options.redraw:
+        plot(json.loads(options.redraw.read_text()), options.plot or options.redraw.with_suffix(".svg"))
+        return
     runs, rounds = (1, 2) if options.quick else (3, 3)
     machine = f"{os.cpu_count()} cores, {cpu_model()}, load {os.getloadavg()[0]:.1f}"
     show(f"{machine}; medians over {runs} runs in turn (lowest-highest call)")
     results: Record = {"cpu": cpu_model(), "cores": os.cpu_count(), "load": os.getloadavg(), "blocks": [], "tuned": []}
+
+    def keep() -> None:
+        # After every part: a run that is cut short leaves what it has.
+        if options.json:
+            options.json.write_text(json.dumps(results, indent=1))
+
     batches = [str(batch) for batch in options.batches]
     for shape in options.shapes:
         words = ("blocks", "--shape", shape, "--batches", *batches, "--rounds", str(rounds))
@@ -292,13 +285,15 @@ def main() -> None:
             figures = f"{tuned['large']:.1f} in one run, {tuned['pieces']:.1f} over the pieces"
             show(f"memcpy with {GLIBC_NON_TEMPORAL}: {figures}")
         show("\n".join(reasons(found)))
+        keep()
+    results["growth"] = growth_table(alternate(options.systems, 1, "growth", "--rounds", str(4 * rounds)))
+    keep()
+    results["readers"] = readers_table([s for s in READ_SYSTEMS if s in options.systems], 1.0 if options.quick else 3.0)
+    keep()
     found = alternate(options.systems, runs, "small")
     results["small"] = small_table(found)
     show("\n".join(reasons(found)))
-    results["growth"] = growth_table(alternate(options.systems, 1, "growth", "--rounds", str(4 * rounds)))
-    results["readers"] = readers_table([s for s in READ_SYSTEMS if s in options.systems], 1.0 if options.quick else 3.0)
-    if options.json:
-        options.json.write_text(json.dumps(results, indent=1))
+    keep()
     if options.plot:
         plot(results, options.plot)
 

@@ -101,7 +101,7 @@ impl Start {
             let groups = reading.groups(&keys, links, &inner.sums);
             let (until, stop) = (reading.attempt(), Arc::clone(&landing.stop));
             let transfer = Transfer::<Reads>::new(Some(&inner.paths), &inner.stats, &buffers, until, stop);
-            let tasks = transfer.tasks(groups, inner.crew.workers.threads());
+            let tasks = transfer.tasks(groups, &inner.crew.workers);
             let (owner, moving) = (Arc::downgrade(inner), Instant::now());
             let (stats, sums) = (Arc::clone(&inner.stats), Arc::clone(&inner.sums));
             let mut rest = Landing { flight: landing, located, reading, keys, buffers, owner, stats, sums, started };

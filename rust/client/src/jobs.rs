@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::pace::Pace;
 use crate::tasks::{Task, TaskSet};
 
 /// Which queue a job stands in. The threads take from both in turn, so that neither waits for the other to run dry.
@@ -24,6 +25,7 @@ pub(crate) struct Workers {
     name: &'static str,
     threads: usize,
     process: u32,
+    pace: Arc<Pace>,
     shared: Arc<Shared>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -49,11 +51,17 @@ struct State {
 impl Workers {
     /// Workers whose threads start with the first job.
     pub(crate) fn new(name: &'static str, threads: usize) -> Self {
-        Self { name, threads, process: std::process::id(), shared: Arc::default(), handles: Mutex::default() }
+        let (pace, shared, handles) = (Arc::default(), Arc::default(), Mutex::default());
+        Self { name, threads, process: std::process::id(), pace, shared, handles }
     }
 
     pub(crate) fn threads(&self) -> usize {
         self.threads
+    }
+
+    /// How fast each of them copies.
+    pub(crate) fn pace(&self) -> &Arc<Pace> {
+        &self.pace
     }
 
     /// Has up to `count` threads work on a set, besides whoever else does. Says whether at least one will, unless the

@@ -27,6 +27,7 @@ mod listing;
 pub mod local_service;
 pub mod lookup;
 mod options;
+mod pace;
 pub mod path;
 mod put;
 mod put_async;

@@ -7,7 +7,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use memcache_memory::holdings::{Holdings, Identity, Shape};
-use memcache_memory::{PersistLock, PersistOptions, Persisted, Segment, SegmentOptions};
+use memcache_memory::{PersistLock, PersistOptions, Persisted, Segment, SegmentOptions, on_node};
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::{Fabric, ProtocolChoice, RegionServer, RelayHost, ServerOptions};
 use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
@@ -59,6 +59,8 @@ pub struct LocalOptions {
     pub huge_pages: bool,
     /// Touch all memory at the start, so that no put pays for it.
     pub prefault: bool,
+    /// NUMA node whose processors touch the memory first. `None`: whichever the touching threads happen to run on.
+    pub numa_node: Option<u32>,
     /// Most objects that are written down, so that they are found again after a restart of the `MetaService`; 0 for
     /// the usual number.
     pub records: u32,
@@ -431,8 +433,15 @@ impl Member {
     }
 }
 
-/// The memory to lend, what it is, and the lock on it if it is a file.
+/// The memory to lend, where it was asked for, what it is, and the lock on it if it is a file.
 fn memory(options: &LocalOptions) -> Result<(Segment, Identity, Option<PersistLock>), StoreError> {
+    match options.numa_node {
+        None => memory_here(options),
+        Some(node) => on_node(node, || memory_here(options))?,
+    }
+}
+
+fn memory_here(options: &LocalOptions) -> Result<(Segment, Identity, Option<PersistLock>), StoreError> {
     let memory = SegmentOptions { huge_pages: options.huge_pages, prefault: options.prefault };
     let node = random_id()?;
     let Some(path) = &options.persist else {

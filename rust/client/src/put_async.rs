@@ -114,7 +114,7 @@ impl Start {
             let Granted { mut statuses, tickets, .. } = granted;
             let transfer =
                 Transfer::<Writes>::new(Some(&inner.paths), &inner.stats, &buffers, until, Arc::clone(&landing.stop));
-            let tasks = transfer.tasks(groups, inner.crew.workers.threads());
+            let tasks = transfer.tasks(groups, &inner.crew.workers);
             let (book, stats, bytes) = (Arc::clone(&inner.book), Arc::clone(&inner.stats), bytes_of(&buffers));
             let moving = Instant::now();
             let then = Box::new(move || {

@@ -13,15 +13,12 @@ use thiserror::Error;
 use crate::buffer::Buffers;
 use crate::errands::{Errands, Whom};
 use crate::jobs::{Kind, Workers};
+use crate::pace::Pace;
 use crate::path::Paths;
 use crate::record::Record;
 use crate::stats::{Stats, add};
 use crate::tasks::{Task, TaskSet};
 use crate::ways::Way;
-
-/// Below this many bytes a call stays on its thread. Measured (2 cores): with 2 MiB a second thread, woken for it, made
-/// calls 15 % slower; with 8 MiB it makes puts 10 % faster; with 16 MiB both puts and gets.
-const SPLIT_BYTES_MIN: u64 = 4 << 20;
 
 /// Tasks a thread that copies gets on average, so that one that comes late or is interrupted leaves little behind.
 const TASKS_PER_THREAD: u64 = 4;
@@ -147,7 +144,7 @@ impl<W: Way> Transfer<W> {
 
     /// Moves all objects and returns what became of each.
     pub(crate) fn run(self: &Arc<Self>, crew: &Crew, groups: Vec<Group>) -> Vec<Moved<W::Found>> {
-        crew.run(self.tasks(groups, crew.workers.threads()), W::KIND);
+        crew.run(self.tasks(groups, &crew.workers), W::KIND);
         self.take_results()
     }
 
@@ -156,50 +153,52 @@ impl<W: Way> Transfer<W> {
         std::mem::take(&mut *self.results.lock())
     }
 
-    /// The tasks that move these objects with `threads` threads. Links on which the caller copies get tasks of about
+    /// The tasks that move these objects with these threads. Links on which the caller copies get tasks of about
     /// equal bytes, large objects cut into several; the others keep all their connections busy from one call.
-    pub(crate) fn tasks(self: &Arc<Self>, groups: Vec<Group>, threads: usize) -> Tasks {
+    pub(crate) fn tasks(self: &Arc<Self>, groups: Vec<Group>, workers: &Workers) -> Tasks {
+        let (threads, pace) = (workers.threads(), workers.pace());
         let copied = groups.iter().filter(|group| group.link.capabilities().copies_on_caller);
         let total = copied.flat_map(|group| &group.moves).map(|one| one.trailer.payload_bytes).sum();
-        let length = task_bytes(total, threads);
+        let length = if pace.splits(total) { task_bytes(total, threads) } else { u64::MAX };
         let mut tasks = Tasks { shared: Vec::new(), waiting: Vec::new() };
         for Group { link, moves } in groups {
             if self.paths.is_some() && link.capabilities().copies_on_caller {
-                tasks.shared.push(self.share(&link, moves));
+                tasks.shared.push(self.share(&link, moves, None));
                 continue;
             }
             if !link.capabilities().copies_on_caller {
                 let address = Arc::as_ptr(&link).cast::<()>().addr();
-                tasks.waiting.push((W::whom(address), self.share(&link, moves)));
+                tasks.waiting.push((W::whom(address), self.share(&link, moves, None)));
                 continue;
             }
             let (mut share, mut filled) = (Vec::new(), 0);
             for one in moves {
                 let bytes = one.trailer.payload_bytes;
-                if threads > 1 && bytes >= 2 * length && link.parts().is_some() {
-                    self.cut(&link, one, bytes.div_ceil(length), &mut tasks.shared);
+                if threads > 1 && bytes / 2 >= length && link.parts().is_some() {
+                    self.cut(&link, one, bytes.div_ceil(length), pace, &mut tasks.shared);
                     continue;
                 }
                 share.push(one);
                 filled += bytes;
                 if filled >= length {
-                    tasks.shared.push(self.share(&link, std::mem::take(&mut share)));
+                    tasks.shared.push(self.share(&link, std::mem::take(&mut share), Some(pace)));
                     filled = 0;
                 }
             }
             if !share.is_empty() {
-                tasks.shared.push(self.share(&link, share));
+                tasks.shared.push(self.share(&link, share, Some(pace)));
             }
         }
         tasks
     }
 
-    /// One task that moves whole objects.
-    fn share(self: &Arc<Self>, link: &Arc<dyn Link>, moves: Vec<Move>) -> Task {
-        let (transfer, link) = (Arc::clone(self), Arc::clone(link));
+    /// One task that moves whole objects; one that copies them by itself says how fast.
+    fn share(self: &Arc<Self>, link: &Arc<dyn Link>, moves: Vec<Move>, pace: Option<&Arc<Pace>>) -> Task {
+        let (transfer, link, pace) = (Arc::clone(self), Arc::clone(link), pace.cloned());
         Box::new(move || {
             let (summed, plain): (Vec<Move>, Vec<Move>) = moves.into_iter().partition(|one| one.summed);
             for moves in [summed, plain].into_iter().filter(|moves| !moves.is_empty()) {
+                let started = Instant::now();
                 let outcomes = if transfer.is_stopped() {
                     moves.iter().map(|_| Err(MoveError::Cancelled)).collect()
                 } else {
@@ -209,6 +208,9 @@ impl<W: Way> Transfer<W> {
                     }
                 };
                 let ended = Instant::now();
+                if let Some(pace) = pace.as_ref().filter(|_| !transfer.is_stopped()) {
+                    pace.note(moves.iter().map(|one| one.trailer.payload_bytes).sum(), ended - started);
+                }
                 for (one, outcome) in moves.iter().zip(outcomes) {
                     transfer.tell(one, link.protocol(), ended, outcome);
                 }
@@ -217,7 +219,7 @@ impl<W: Way> Transfer<W> {
     }
 
     /// Tasks that move one object, a part each; the last to end looks at, or writes, the trailer.
-    fn cut(self: &Arc<Self>, link: &Arc<dyn Link>, one: Move, count: u64, tasks: &mut Vec<Task>) {
+    fn cut(self: &Arc<Self>, link: &Arc<dyn Link>, one: Move, count: u64, pace: &Arc<Pace>, tasks: &mut Vec<Task>) {
         let list = self.buffers.list(one.index);
         let parts = parts_of(list, usize::try_from(count).unwrap_or(usize::MAX));
         let begun = link.parts().map(|moving| W::begin(moving, &one, list, self.deadline));
@@ -227,6 +229,7 @@ impl<W: Way> Transfer<W> {
         let cut = Arc::new(Cut {
             transfer: Arc::clone(self),
             link: Arc::clone(link),
+            pace: Arc::clone(pace),
             sums: parts.iter().map(|_| AtomicU32::new(0)).collect(),
             open: AtomicUsize::new(parts.len()),
             failed: Mutex::new(None),
@@ -255,6 +258,7 @@ impl<W: Way> Transfer<W> {
 struct Cut<W: Way> {
     transfer: Arc<Transfer<W>>,
     link: Arc<dyn Link>,
+    pace: Arc<Pace>,
     one: Move,
     parts: Vec<Part>,
     /// CRC-32C of each part, where one was wanted.
@@ -285,9 +289,11 @@ impl<W: Way> Cut<W> {
             return Err(MoveError::Cancelled);
         }
         let list = transfer.buffers.list(self.one.index);
+        let started = Instant::now();
         if let Some(sum) = W::part(moving, &self.one, list, self.parts[at], transfer.deadline)? {
             self.sums[at].store(sum, Ordering::Relaxed);
         }
+        self.pace.note(self.parts[at].bytes(), started.elapsed());
         Ok(())
     }
 
@@ -304,11 +310,8 @@ impl<W: Way> Cut<W> {
     }
 }
 
-/// How long tasks should be, given what one call copies.
+/// How long tasks should be, given what one call copies with several threads.
 fn task_bytes(total: u64, threads: usize) -> u64 {
-    if total < SPLIT_BYTES_MIN {
-        return SPLIT_BYTES_MIN;
-    }
     (total / (threads as u64 * TASKS_PER_THREAD)).clamp(TASK_BYTES_MIN, TASK_BYTES_MAX)
 }
 

@@ -40,6 +40,8 @@ component! {
     huge_pages: bool = false, "true or false", |_| true;
     /// Touch all memory at start, so that the first writes find it mapped.
     prefault: bool = true, "true or false", |_| true;
+    /// NUMA node whose memory is lent: threads that run there touch all of it at start, so keep prefault on. Empty: wherever the touching threads happen to run.
+    numa_node: String = String::new(), "the number of a node, or empty", |node| node.is_empty() || node.parse::<u32>().is_ok();
     /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
     holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
     /// File to lend instead of memory that ends with this process, on tmpfs or hugetlbfs such as /dev/shm/NAME: a process that lends it again brings back what it holds. It stays until somebody deletes it. Empty: none.

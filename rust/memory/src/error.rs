@@ -29,6 +29,14 @@ pub enum MemoryError {
         /// What the system said.
         source: io::Error,
     },
+    /// Memory cannot be had on a NUMA node.
+    #[error("no memory on NUMA node {node}: {why}")]
+    Node {
+        /// Number of the node.
+        node: u32,
+        /// What is wrong.
+        why: String,
+    },
     /// A file that was to be lent cannot be.
     #[error("cannot lend the memory in {}: {why}", path.display())]
     File {

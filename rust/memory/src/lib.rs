@@ -22,6 +22,7 @@
 //! | [`segment`] | `Segment`, `SegmentOptions`: memory this node lends |
 //! | [`persist`] | `Persisted`: memory that outlives the process that lends it |
 //! | [`mapping`] | `Mapping`: a peer's segment in this process |
+//! | [`numa`] | `on_node`: memory near a node of the machine |
 //! | [`region`] | `RawRegion`: a bounds-checked view, and the order of trailer and payload |
 //! | [`copy`] | `gather`, `scatter`: between local pieces and a region, with the kernel that suits |
 //! | [`trailer`] | `Trailer`, `Checksum`, the geometry of an extent |
@@ -34,6 +35,7 @@ pub mod error;
 pub mod holdings;
 mod mapped;
 pub mod mapping;
+pub mod numa;
 pub mod persist;
 mod prefault;
 pub mod region;
@@ -47,6 +49,7 @@ pub use copy::{
 };
 pub use error::MemoryError;
 pub use mapping::Mapping;
+pub use numa::on_node;
 pub use persist::{PersistLock, PersistOptions, Persisted};
 pub use region::{OutOfBounds, RawRegion};
 pub use segment::{Segment, SegmentOptions};

@@ -176,7 +176,11 @@ unsafe fn kernel_for(mode: CopyMode, size: Size, moves: impl Iterator<Item = Mov
 unsafe fn copy_all(mode: CopyMode, size: Size, moves: impl Iterator<Item = Move> + Clone) {
     // SAFETY: sources and targets can be read, by this function's contract.
     let kernel = unsafe { kernel_for(mode, size, moves.clone()) };
-    for one in moves {
+    let mut moves = moves.peekable();
+    while let Some(one) = moves.next() {
+        if let (Some(_), Some(next)) = (kernel, moves.peek()) {
+            kernel::expect(next.target, next.bytes);
+        }
         // SAFETY: by this function's contract.
         unsafe { copy_one(kernel, one) }
     }
