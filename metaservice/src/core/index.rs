@@ -155,17 +155,24 @@ impl KeyIndex {
         })
     }
 
-    /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on.
-    pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<Slot<Entry>>; CHUNK] {
+    /// Reads the lines that look-ups of up to [`CHUNK`] keys of a batch will read first; the hashes of the keys, and how
+    /// many there are.
+    pub(super) fn warm_chunk(&self, keys: &KeyBatch, start: usize) -> ([u64; CHUNK], usize) {
         let count = keys.len().saturating_sub(start).min(CHUNK);
         let mut hashes = [0; CHUNK];
-        let hashes = &mut hashes[..count];
-        for (offset, hash) in hashes.iter_mut().enumerate() {
+        for (offset, hash) in hashes[..count].iter_mut().enumerate() {
             *hash = KeyDigest::of(keys.get(start + offset)).low();
         }
-        warm(hashes.iter().map(|hash| self.tables[table_of(*hash)].warm(*hash)));
+        warm(hashes[..count].iter().map(|hash| self.tables[table_of(*hash)].warm(*hash)));
+        (hashes, count)
+    }
+
+    /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on.
+    pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<Slot<Entry>>; CHUNK] {
+        let (hashes, count) = self.warm_chunk(keys, start);
+        let hashes = &hashes[..count];
         let mut found = [None; CHUNK];
-        for (candidate, hash) in found.iter_mut().zip(&*hashes) {
+        for (candidate, hash) in found.iter_mut().zip(hashes) {
             *candidate = self.tables[table_of(*hash)].find(*hash, |_| true);
         }
         warm(found[..count].iter().flatten().map(|slot| self.entries[*slot].warm()));

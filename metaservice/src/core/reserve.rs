@@ -12,7 +12,7 @@ use memcache_types::{
 use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
-use super::index::Entry;
+use super::index::{CHUNK, Entry};
 use super::limits::{BATCH_NUMBERS_MAX, CLIENT_RESERVATIONS_MAX, KEYS_MAX, RESERVATIONS_MAX};
 use super::list::{Links, linked};
 use super::object::Object;
@@ -142,6 +142,9 @@ impl Core {
         let (preferred, near) = (nodes(request.preferred), nodes(request.near.as_slice()));
         let wish = Wish { preferred: &preferred, near: near.first().copied() };
         for (position, key) in request.keys.iter().enumerate() {
+            if position.is_multiple_of(CHUNK) {
+                self.index.warm_chunk(request.keys, position);
+            }
             let payload_bytes = match request.payload_bytes {
                 [uniform] => *uniform,
                 each => each[position],

@@ -70,11 +70,11 @@ impl Vigil {
                 eager.helped(helped);
             }
             if !helped {
-                let looked = answered.elapsed();
+                let (looked, asleep) = (answered.elapsed(), Instant::now());
                 self.is_asleep.store(true, Ordering::Release);
                 self.wake.notified().await;
                 if look.is_some() {
-                    eager.came(looked, answered.elapsed() - looked);
+                    eager.came(looked, asleep.elapsed());
                 }
             }
         }
