@@ -29,6 +29,9 @@ def test_the_command_names_the_choice_and_why_others_are_impossible(capsys: pyte
     far = plan(capsys, *small, "--protocol", "host_tcp")["kinds"][0]
     assert far["chosen"] == 0
     assert "cannot address" in far["paths"][2]["impossible"]
+    assert "offers no relay" in far["paths"][1]["impossible"]
+    relayed = plan(capsys, *small, "--protocol", "host_tcp", "--relay")["kinds"][0]
+    assert relayed["paths"][1]["predicted_us"] > 0
     assert main(["plan", *shape]) == 0
     assert "<- chosen" in capsys.readouterr().out
 

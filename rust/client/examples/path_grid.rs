@@ -17,7 +17,7 @@ use memcache_config::{Endpoint, MetaConfig};
 use memcache_device::{Allocation, Device, Direction, Space, TwinDevice, TwinOptions};
 use memcache_meta::MetaServer;
 use memcache_transport::ProtocolChoice;
-use memcache_transport::plan::{Path, PathChoice};
+use memcache_transport::plan::{Path, PathChoice, Way};
 use memcache_types::{GetStatus, KeyBatch, Piece, PutStatus, ScatterList};
 
 const PIECES: [u64; 9] = [1, 2, 4, 16, 64, 122, 256, 1024, 4096];
@@ -82,8 +82,8 @@ fn grid(title: &str, options: TwinOptions, far_bytes_per_s: u64, rounds: usize) 
     let mut tally = Tally::default();
     for pieces in PIECES {
         for bytes in LENGTHS.into_iter().filter(|bytes| pieces * bytes <= OBJECT_MAX) {
-            let (times, chosen) = bench.cell(pieces, bytes, rounds);
-            tally.add(pieces, bytes, &times, chosen);
+            let (times, predicted, chosen) = bench.cell(pieces, bytes, rounds);
+            tally.add(pieces, bytes, &times, &predicted, chosen);
         }
     }
     tally.tell();
@@ -101,10 +101,10 @@ struct Tally {
 }
 
 impl Tally {
-    fn add(&mut self, pieces: u64, bytes: u64, times: &[f64], chosen: Path) {
+    fn add(&mut self, pieces: u64, bytes: u64, times: &[f64], predicted: &[u64; 4], chosen: Path) {
         let fastest = times.iter().copied().fold(f64::MAX, f64::min);
         let share = times[chosen.number()] / fastest;
-        let mark = if share <= MARGIN { "" } else { "  <- slower" };
+        let mark = if share <= MARGIN { String::new() } else { format!("  <- slower; predicted {predicted:?}") };
         println!(
             "{pieces:>6} {bytes:>8} {:>10.1} {:>10.1} {:>10.1} {:>10.1}  {chosen:<9} {share:>8.3}{mark}",
             times[0], times[1], times[2], times[3]
@@ -150,8 +150,8 @@ impl Tally {
 }
 
 impl Bench {
-    /// Best times of the paths in microseconds, and the path the planner takes.
-    fn cell(&self, pieces: u64, bytes: u64, rounds: usize) -> (Vec<f64>, Path) {
+    /// Best times of the paths in microseconds, what was predicted, and the path the planner takes.
+    fn cell(&self, pieces: u64, bytes: u64, rounds: usize) -> (Vec<f64>, [u64; 4], Path) {
         let stride = bytes + 64;
         let base = self.memory.address();
         let list: ScatterList = (0..pieces).map(|at| Piece { address: base + at * stride, bytes }).collect();
@@ -175,6 +175,8 @@ impl Bench {
         let moved = |stats: memcache_client::StatsSnapshot| {
             [stats.path0_bytes, stats.path1_bytes, stats.path2_bytes, stats.path3_bytes]
         };
+        let plan = self.auto.explain_plan(Way::Get, &buffers).unwrap().remove(0);
+        let predicted = plan.considered[0].times_ns.clone().map(|time| time.unwrap_or(0) / 1000);
         let before = moved(self.auto.stats());
         moving(&self.auto, &keys, &buffers);
         let after = moved(self.auto.stats());
@@ -183,7 +185,7 @@ impl Bench {
         let best = |all: Vec<u64>| all.into_iter().min().unwrap_or(u64::MAX) as f64 / 1000.0;
         let times = times.into_iter().map(best).collect();
         assert_eq!(self.auto.remove(&keys, soon()).unwrap(), [true]);
-        (times, chosen)
+        (times, predicted, chosen)
     }
 }
 

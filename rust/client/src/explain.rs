@@ -57,7 +57,7 @@ pub fn explain(question: &Question) -> Result<TransferPlan, StoreError> {
     let local = view_of(&*device, StagingOptions::default());
     let costs = match &question.costs {
         CostSource::Fixed(costs) => **costs,
-        source => Costs::open(source)?.named(protocol, &*device),
+        source => Costs::open(source)?.named(protocol, &*device, question.relay),
     };
     let lists: Vec<ScatterList> = (0..objects).map(|_| pieces_of(payload_bytes, pieces)).collect();
     let mut peer = imagined(protocol, &local, &costs, question.summed);
@@ -94,7 +94,7 @@ impl Store {
         let mut peers: Vec<PeerView> =
             links.iter().map(|link| inner.paths.peer(link, &state, &local, summed)).collect();
         if peers.is_empty() {
-            let costs = |protocol| inner.paths.costs.named(protocol, &*state.device);
+            let costs = |protocol| inner.paths.costs.named(protocol, &*state.device, false);
             let roads = [Protocol::HostShm, Protocol::HostTcp].into_iter();
             peers = roads.map(|protocol| imagined(protocol, &local, &costs(protocol), summed)).collect();
         }

@@ -80,12 +80,16 @@ impl Costs {
         self.known.lock().clone()
     }
 
-    /// The costs over this protocol as far as they are known; nothing is measured.
-    pub(crate) fn named(&self, protocol: Protocol, device: &dyn Device) -> CostModel {
-        match &self.source {
-            CostSource::Fixed(costs) => **costs,
-            _ => self.known.lock().get(&format!("{protocol} {}", device.id())).copied().unwrap_or_default(),
+    /// The costs over this protocol as far as they are known, to any owner that relays or to one that does not; nothing
+    /// is measured.
+    pub(crate) fn named(&self, protocol: Protocol, device: &dyn Device, relay: bool) -> CostModel {
+        if let CostSource::Fixed(costs) = &self.source {
+            return **costs;
         }
+        let known = self.known.lock();
+        let plain = format!("{protocol} {}", device.id());
+        let over_relay = known.iter().find(|(name, _)| relay && name.starts_with(&format!("{plain} relay ")));
+        over_relay.map(|(_, costs)| *costs).or_else(|| known.get(&plain).copied()).unwrap_or_default()
     }
 
     /// The costs between a link and a device; measured now if they are not known.

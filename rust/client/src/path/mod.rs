@@ -109,8 +109,11 @@ impl Paths {
         summed: bool,
     ) -> Result<TransferPlan, PlanError> {
         let local = state.view();
-        let peers = [self.peer(link, state, &local, summed)];
-        plan(&PlanRequest { way, choice: self.choice, peers: &peers, local: &local, objects })
+        let mut peer = self.peer(link, state, &local, summed);
+        if let Some(one) = objects.first() {
+            peer.name = format!("segment {} over {}", one.extent.segment(), peer.name);
+        }
+        plan(&PlanRequest { way, choice: self.choice, peers: &[peer], local: &local, objects })
     }
 
     /// The same where the owner's relay has no room.

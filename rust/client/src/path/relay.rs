@@ -76,13 +76,13 @@ pub(super) fn read(
     call: &mut RelayCall,
 ) -> Result<Vec<Outcome<Found>>, Trouble> {
     let steps = &job.group.steps;
-    let mut work = Work::new(job, relay, call);
+    let mut work = Work::open(job, relay, call)?;
     work.send(&RelayRequest::Lease)?;
     for step in steps.iter().take(work.slots) {
         work.send(&RelayRequest::Fetch(work.asked(step)))?;
     }
     work.call.flush(job.deadline)?;
-    work.open()?;
+    work.leased()?;
     let mut free: Vec<Option<Event>> = vec![None; work.slots];
     let mut found: Vec<Found> = vec![(Trailer::RETRACTED, None); job.group.objects.len()];
     let mut last = None;
@@ -122,17 +122,16 @@ pub(super) fn write(
     call: &mut RelayCall,
 ) -> Result<Vec<Outcome<()>>, Trouble> {
     let steps = &job.group.steps;
-    let mut work = Work::new(job, relay, call);
+    let mut work = Work::open(job, relay, call)?;
     work.send(&RelayRequest::Lease)?;
     work.call.flush(job.deadline)?;
-    // Beside the request: gathering needs nothing of the owner.
-    work.stage()?;
     let slots = work.slots;
+    // Beside the request: gathering needs nothing of the owner.
     let mut gathered: Vec<Option<Event>> = vec![None; slots];
     for (slot, step) in steps.iter().take(slots).enumerate() {
         gathered[slot] = Some(work.gather(queues, step, slot)?);
     }
-    work.open()?;
+    work.leased()?;
     let mut linked: Vec<Option<Event>> = vec![None; slots];
     for (slot, step) in steps.iter().take(slots).enumerate() {
         linked[slot] = Some(work.link(queues, step, slot, gathered[slot].as_ref())?);
@@ -166,34 +165,29 @@ struct Work<'a> {
     slots: usize,
     /// Which of the owner's sets is ours.
     set: u32,
-    staging: Option<StagingSet>,
+    staging: StagingSet,
     /// Holds the tensors, the link and our staging until the last copy has ended.
     keep: Keep,
 }
 
 impl<'a> Work<'a> {
-    fn new(job: &'a Job<'a>, relay: &'a Relayed, call: &'a mut RelayCall) -> Self {
+    /// Takes staging of this device, before the owner's: who waits for it holds up nobody there.
+    fn open(job: &'a Job<'a>, relay: &'a Relayed, call: &'a mut RelayCall) -> Result<Self, Trouble> {
         let slots = job.group.steps.iter().filter_map(|step| step.slot).max().map_or(1, |slot| slot + 1);
-        Self { job, relay, call, slots, set: 0, staging: None, keep: Arc::new(()) }
+        let staging = job.state.staging.take(job.deadline)?;
+        let keep = Arc::new((job.buffers.keep(), relay.reach.keep(), staging.keep()));
+        Ok(Self { job, relay, call, slots, set: 0, staging, keep })
     }
 
-    /// Takes staging of this device.
-    fn stage(&mut self) -> Result<(), Trouble> {
-        if self.staging.is_none() {
-            let staging = self.job.state.staging.take(self.job.deadline)?;
-            self.keep = Arc::new((self.job.buffers.keep(), self.relay.reach.keep(), staging.keep()));
-            self.staging = Some(staging);
-        }
-        Ok(())
-    }
-
-    /// The answer to the request for a set, and staging here.
-    fn open(&mut self) -> Result<(), Trouble> {
+    /// The answer to the request for a set.
+    fn leased(&mut self) -> Result<(), Trouble> {
         match self.receive()? {
-            RelayReply::Lease { set } if set < self.relay.offer.sets => self.set = set,
-            other => return Err(unexpected(&other)),
+            RelayReply::Lease { set } if set < self.relay.offer.sets => {
+                self.set = set;
+                Ok(())
+            }
+            other => Err(unexpected(&other)),
         }
-        self.stage()
     }
 
     fn send(&mut self, request: &RelayRequest) -> Result<(), Trouble> {
@@ -267,13 +261,9 @@ impl<'a> Work<'a> {
         Ok(queues.second.record()?)
     }
 
-    fn near(&self, slot: usize) -> u64 {
-        self.staging.as_ref().map_or(0, |staging| staging.address(slot))
-    }
-
     /// Copies between the owner's slot and ours.
     fn linked(&self, step: &Step, slot: usize, inward: bool) -> Vec<Copy> {
-        let (far, near) = (self.relay.slot(self.set, slot), self.near(slot));
+        let (far, near) = (self.relay.slot(self.set, slot), self.staging.address(slot));
         let align = self.job.state.device.capabilities().align;
         let long = |part: &&Part| part.bytes > 0;
         let copies = step.parts.iter().filter(long).map(|part| {
@@ -286,7 +276,7 @@ impl<'a> Work<'a> {
 
     /// Copies between our slot and the pieces.
     fn pieces(&self, step: &Step, slot: usize, inward: bool) -> Vec<Copy> {
-        let base = self.near(slot);
+        let base = self.staging.address(slot);
         step.copies.iter().map(|piece| copy(base + piece.offset, piece.local, piece.bytes, inward)).collect()
     }
 

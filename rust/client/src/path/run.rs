@@ -17,6 +17,9 @@ use crate::ways::Found;
 
 /// Between two tries for the staging of an owner that relays, where no other path may be taken.
 const BUSY_PAUSE: Duration = Duration::from_millis(1);
+/// Longest transfer over a relay, whatever its deadline: the owner's staging rests after a peer that vanished only as long
+/// as requests may take there, 120 s.
+const RELAY_MAX: Duration = Duration::from_secs(60);
 /// How long it may take to say that an owner's staging is free again.
 const RELEASE_WAIT: Duration = Duration::from_millis(500);
 
@@ -173,9 +176,10 @@ impl Paths {
         let relayed = job.state.relay(job.link).map_err(TransportError::refused)?;
         let client = job.link.relay().ok_or(TransportError::PeerGone)?;
         loop {
+            let job = Job { deadline: job.deadline.min(Instant::now() + RELAY_MAX), ..*job };
             let mut call = client.call(job.deadline)?;
             let found =
-                job.state.with_queues(job.deadline, |queues| (executors.relay)(job, queues, &relayed, &mut call));
+                job.state.with_queues(job.deadline, |queues| (executors.relay)(&job, queues, &relayed, &mut call));
             // Nothing here copies any more, unless the device was lost: then the owner's staging rests.
             if job.state.is_sound() {
                 call.release(Instant::now() + RELEASE_WAIT);
