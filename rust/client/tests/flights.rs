@@ -118,6 +118,28 @@ fn pause(round: u64) -> Duration {
     Duration::from_micros(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52)
 }
 
+/// Pauses that meet every part of a transfer, however long it takes on this machine at present: longer ones after one that
+/// came too early, shorter ones after one that came too late.
+struct Moments {
+    longest: Duration,
+}
+
+impl Moments {
+    fn new() -> Self {
+        Self { longest: Duration::from_millis(4) }
+    }
+
+    fn wait(&self, round: u64) {
+        let part = u32::try_from(round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 52).unwrap();
+        thread::sleep(self.longest * part / 4096);
+    }
+
+    fn was_early(&mut self, early: bool) {
+        let next = if early { self.longest * 5 / 4 } else { self.longest * 3 / 4 };
+        self.longest = next.clamp(Duration::from_micros(200), Duration::from_secs(1));
+    }
+}
+
 #[test]
 fn a_thousand_gets_are_under_way_on_two_threads() {
     let meta = meta();
@@ -188,9 +210,10 @@ fn cancel_gets(protocol: ProtocolChoice, rounds: u64) {
     let reader = store(meta.address(), 0, protocol);
     let mut target = Memory::new(4, 6 * MIB);
     let (mut cancelled, mut hits) = (0, 0);
+    let mut moments = Moments::new();
     for round in 0..rounds {
         let get = reader.get_async(keys(4), target.buffers(), soon()).unwrap();
-        thread::sleep(pause(round));
+        moments.wait(round);
         assert!(get.cancel(soon()).unwrap(), "a copy over {protocol} does not end");
         // From here on the memory is ours again.
         assert!(get.is_done(), "a get that was cancelled has a result");
@@ -204,6 +227,7 @@ fn cancel_gets(protocol: ProtocolChoice, rounds: u64) {
             hits += u32::from(*status == GetStatus::Hit);
             cancelled += u32::from(*status == GetStatus::Cancelled);
         }
+        moments.was_early(result.as_ref().as_ref().unwrap().contains(&GetStatus::Cancelled));
         target.fill(0xab);
         if round % 8 == 0 {
             thread::sleep(Duration::from_millis(2));
@@ -237,17 +261,19 @@ fn a_cancelled_put_reads_nothing_more_and_leaves_nothing() {
     let value = value(1, 20 * MIB);
     let mut source = Memory::new(1, 20 * MIB);
     let (mut cancelled, mut stored) = (0, 0);
+    let mut moments = Moments::new();
     // Each round wants a fifth of the pool: reservations left behind would fill it long before the end.
     for round in 0..60 {
         source.set(0, &value);
         let put = writer.put_async(key(0), source.buffers(), &PutOptions::default(), soon()).unwrap();
-        thread::sleep(pause(round) * 2);
+        moments.wait(round);
         assert!(put.cancel(soon()).unwrap());
         source.fill(0xcd);
         assert!(put.wait_until(soon()));
         match put.result().unwrap().as_ref().as_ref().unwrap()[0] {
             PutStatus::Stored => {
                 stored += 1;
+                moments.was_early(false);
                 let mut found = Memory::new(1, 20 * MIB);
                 assert_eq!(owner.get(&key(0), &found.buffers(), soon()).unwrap(), [GetStatus::Hit]);
                 assert!(found.object(0) == value, "what was stored is what the source held before, round {round}");
@@ -255,6 +281,7 @@ fn a_cancelled_put_reads_nothing_more_and_leaves_nothing() {
             }
             PutStatus::Cancelled => {
                 cancelled += 1;
+                moments.was_early(true);
                 let mut found = Memory::new(1, 20 * MIB);
                 assert_eq!(owner.get(&key(0), &found.buffers(), soon()).unwrap(), [GetStatus::Miss]);
             }
