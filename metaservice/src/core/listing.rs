@@ -93,9 +93,8 @@ impl Core {
                 wanted: holdings.wanted[at],
                 record: holdings.records[at],
             });
-            kept.push(claim.is_some_and(|claim| match holdings.gone {
-                true => self.drop_claim(slot, &claim),
-                false => self.take_claim(slot, &claim),
+            kept.push(claim.is_some_and(|claim| {
+                if holdings.gone { self.drop_claim(slot, &claim) } else { self.take_claim(slot, &claim) }
             }));
         }
         if holdings.told || holdings.done {
