@@ -33,6 +33,26 @@ enum Say {
     Done,
 }
 
+/// What comes next.
+pub(crate) enum Next {
+    /// To go on after that time.
+    Pause(Duration),
+    /// All is told.
+    Nothing,
+    /// The segment has another name by now, as a join that came late gave it: ask for the name after that time.
+    Join(Duration),
+}
+
+impl Next {
+    /// How long to wait, at most for a heartbeat's period.
+    pub(crate) fn pause(&self, period: Duration) -> Duration {
+        match self {
+            Self::Pause(pause) | Self::Join(pause) => period.min(*pause),
+            Self::Nothing => period,
+        }
+    }
+}
+
 /// How far the telling has come.
 pub(crate) struct Listing {
     segment: u64,
@@ -78,17 +98,21 @@ impl Listing {
         Self { segment, holdings, say: Say::There, told: 0, kept, late, rest_until, stage }
     }
 
-    /// Tells what can be told now; when to go on, `None` when all is told. A part that was not answered is told again.
-    pub(crate) fn go_on(&mut self, member: &Member) -> Option<Duration> {
+    /// Tells what can be told now. A part that was not answered is told again.
+    pub(crate) fn go_on(&mut self, member: &Member) -> Next {
         loop {
             match self.step(member) {
-                Ok(None) if self.stage == Stage::Ended => return None,
+                Ok(None) if self.stage == Stage::Ended => return Next::Nothing,
                 Ok(None) => {}
-                Ok(Some(pause)) => return Some(pause),
+                Ok(Some(pause)) => return Next::Pause(pause),
+                Err(BookError::Refused(why)) => {
+                    tracing::info!(why, "the MetaService wants to hear nothing of this segment; joining again");
+                    return Next::Join(PAUSE);
+                }
                 Err(error) => {
                     tracing::debug!(%error, told = self.told, of = self.holdings.len(), stage = ?self.stage,
                         "not all is told yet");
-                    return Some(PAUSE);
+                    return Next::Pause(PAUSE);
                 }
             }
         }

@@ -16,7 +16,7 @@ use parking_lot::{Condvar, Mutex};
 
 use crate::book::{Book, BookError};
 use crate::error::{InvalidCall, StoreError};
-use crate::listing::Listing;
+use crate::listing::{Listing, Next};
 use crate::random::random_id;
 use crate::relay::{RelayOptions, RelayOwner};
 use crate::repair::Copier;
@@ -296,11 +296,12 @@ impl Member {
                     Ok(joined) => {
                         // Told before anybody who waits for us looks.
                         listing = joined.listing;
-                        let next = listing.as_mut().and_then(|listing| listing.go_on(self));
-                        self.set_joined(Some(joined.epoch));
                         previous = Some(joined.epoch);
                         period = joined.heartbeat;
-                        next.map_or(period, |next| next.min(period))
+                        let next = self.go_on(listing.as_mut());
+                        let stays = !matches!(next, Next::Join(_));
+                        self.set_joined(stays.then_some(joined.epoch));
+                        next.pause(period)
                     }
                     Err(error) => {
                         tracing::debug!(%error, "not in the pool yet");
@@ -316,9 +317,12 @@ impl Member {
                         return;
                     }
                     Ok(Some(drain)) => {
-                        let next = listing.as_mut().and_then(|listing| listing.go_on(self)).unwrap_or(period);
+                        let next = self.go_on(listing.as_mut());
+                        if matches!(next, Next::Join(_)) {
+                            self.set_joined(None);
+                        }
                         let draining = drain == pb::DrainState::Draining;
-                        if draining { period.min(next).min(DRAIN_PERIOD) } else { period.min(next) }
+                        next.pause(if draining { period.min(DRAIN_PERIOD) } else { period })
                     }
                     Ok(None) => {
                         tracing::info!(node = %self.node, "the MetaService does not know this node; joining again");
@@ -335,6 +339,10 @@ impl Member {
                 return;
             }
         }
+    }
+
+    fn go_on(&self, listing: Option<&mut Listing>) -> Next {
+        listing.map_or(Next::Nothing, |listing| listing.go_on(self))
     }
 
     fn join(&self, previous: Option<Epoch>) -> Result<Joined, BookError> {

@@ -17,7 +17,7 @@ use memcache_meta::MetaServer;
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::ProtocolChoice;
 use memcache_types::holdings::{RECORD_BYTES, RECORD_HEAD_BYTES};
-use memcache_types::limits::TRAILER_BYTES;
+use memcache_types::limits::{TRAILER_BYTES, TRAILER_LEN};
 use memcache_types::{GetStatus, KeyBatch, PutStatus};
 
 const LENT: u64 = 4 << 20;
@@ -83,7 +83,7 @@ impl Node {
     fn overwrite(&self, number: usize, clears: bool) {
         if clears {
             let record = self.find(name_of(number).as_bytes()) - RECORD_HEAD_BYTES as u64;
-            self.write(&[0; TRAILER_BYTES as usize], record + RECORD_BYTES - TRAILER_BYTES);
+            self.write(&[0; TRAILER_LEN], record + RECORD_BYTES - TRAILER_BYTES);
         }
         let object = self.find(&value(number));
         self.write(b"other bytes", object + 100);

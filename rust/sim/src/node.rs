@@ -204,9 +204,9 @@ impl Node {
             let in_time = reach.net.now < until;
             let copied = in_time && (0..task.source_segments.len()).any(|at| self.copy_one(reach, segments, task, at));
             if copied {
-                done.push(task.reservation)
+                done.push(task.reservation);
             } else {
-                failed.push(task.reservation)
+                failed.push(task.reservation);
             }
             if copied {
                 self.copies.insert(task.reservation, (task.generation, record_at(task.record)));
@@ -284,7 +284,7 @@ impl Node {
         };
         match listing.next(memory, net.now, node, incarnation) {
             Next::Ask(body) => {
-                self.waits_for = Some(net.ask(Actor::Node(self.index), 0, body));
+                self.waits_for = Some(net.ask(Actor::Node(self.index), 0, *body));
                 self.sleep(net, ANSWER_MS);
             }
             Next::Pause(ms) => self.sleep(net, ms.min(pause)),
@@ -339,6 +339,11 @@ impl Node {
             Some(reply::Body::Heartbeat(_)) => {
                 self.joined = None;
                 0
+            }
+            Some(reply::Body::Failure(_)) if self.listing.is_some() => {
+                // The segment has another name by now.
+                (self.joined, self.listing) = (None, None);
+                PAUSE_MS
             }
             _ => PAUSE_MS,
         };

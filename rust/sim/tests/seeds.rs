@@ -9,6 +9,10 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (6146, "a join that came late lent memory anew while it was still written"),
     (7546, "the same in a later life of the node"),
     (7, "with the gap put back: a record of a removed key stood when its remover was told success"),
+    (
+        4755,
+        "a join that came late gave the memory another name, and its node went on telling under the old one for ever",
+    ),
     (3153, "with the gap put back: a reader without checksums got bytes of a writer of an earlier life"),
 ];
 

@@ -30,7 +30,7 @@ enum Stage {
 #[derive(Debug)]
 pub(super) enum Next {
     /// To be asked.
-    Ask(request::Body),
+    Ask(Box<request::Body>),
     /// Nothing before that time.
     Pause(u64),
     /// All is told.
@@ -84,12 +84,12 @@ impl Listing {
             if self.told < self.holdings.len() {
                 let part = &self.holdings[self.told..(self.told + self.part).min(self.holdings.len())];
                 self.asked = Some(self.say);
-                return Next::Ask(self.body(part, self.say, node, incarnation));
+                return Next::Ask(Box::new(self.body(part, self.say, node, incarnation)));
             }
             self.stage = match self.stage {
                 Stage::All(true) => {
                     self.asked = Some(Say::Told);
-                    return Next::Ask(self.body(&[], Say::Told, node, incarnation));
+                    return Next::Ask(Box::new(self.body(&[], Say::Told, node, incarnation)));
                 }
                 Stage::All(false) => Stage::Look,
                 Stage::Look if now < self.rest_until => return Next::Pause(self.rest_until - now),
@@ -111,7 +111,7 @@ impl Listing {
                 }
                 Stage::End => {
                     self.asked = Some(Say::Done);
-                    return Next::Ask(self.body(&[], Say::Done, node, incarnation));
+                    return Next::Ask(Box::new(self.body(&[], Say::Done, node, incarnation)));
                 }
             };
         }
