@@ -12,6 +12,7 @@ use super::limits::{DEPARTED_MAX, NODES_MAX};
 use super::list::List;
 use super::node::Node;
 use super::record::Table;
+use super::pins::Pinned;
 use super::refusal::Refusal;
 use super::reserve::check_count;
 use super::segment::Segment;
@@ -159,6 +160,7 @@ impl Core {
             idle: self.policy.shelves(),
             surplus: List::new(),
             idle_bytes: 0,
+            pinned: Pinned::new(),
             leased: List::new(),
             objects: 0,
             reservations: Vec::new(),

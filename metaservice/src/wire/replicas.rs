@@ -4,7 +4,7 @@ use memcache_proto::pb;
 use memcache_types::{ClientId, Incarnation, KeyBatch, LeaseId, NodeId};
 
 use super::{Fault, drain_state};
-use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, ReplicaReport};
+use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, PinReport, ReplicaReport};
 
 pub(super) fn work(
     core: &mut Core,
@@ -82,6 +82,9 @@ fn key_info(key: KeyReport) -> pb::KeyInfo {
         payload_bytes: key.replicas.first().map_or(0, |replica| replica.found.payload_bytes),
         writers: key.writers,
         wanted: u32::try_from(key.wanted).unwrap_or(0),
+        hard_pin: key.pin == Some(PinReport::Hard),
+        soft_pin: matches!(key.pin, Some(PinReport::Soft { .. })),
+        pin_left_ms: if let Some(PinReport::Soft { left_ms }) = key.pin { left_ms } else { 0 },
         replicas: key.replicas.into_iter().map(replica).collect(),
     }
 }
