@@ -120,11 +120,13 @@ impl Core {
             return Err(Refusal::Limit { what: "pins", found: all as u64, limit: PINS_MAX as u64 });
         }
         let until = ttl_ms.map(|ms| self.now.plus(ms));
-        // A batch is a chain, and its tail goes before its head.
-        let mut outcomes = vec![PinOutcome::PinUnknown; keys.len()];
-        for position in (0..keys.len()).rev() {
-            outcomes[position] = self.pin_one(keys.get(position), until);
+        if until.is_none() {
+            // A batch is a chain: where the quota does not reach for all of it the head counts.
+            return Ok(keys.iter().map(|key| self.pin_one(key, until)).collect());
         }
+        // Its tail goes before its head.
+        let mut outcomes: Vec<_> = (0..keys.len()).rev().map(|at| self.pin_one(keys.get(at), until)).collect();
+        outcomes.reverse();
         Ok(outcomes)
     }
 

@@ -12,6 +12,7 @@ mod embedded;
 mod errors;
 mod layout;
 mod plan;
+mod report;
 mod services;
 mod store;
 

@@ -69,15 +69,16 @@ impl Core {
     }
 
     fn check_pinned(&self, segment: &Segment, idle: &[Slot<Object>], pinned: &[Slot<Object>]) {
-        let is_pinned = |slot: &Slot<Object>| {
-            self.objects[*slot].entry.is_some_and(|entry| self.index.get(entry).is_pinned())
-        };
+        let is_pinned =
+            |slot: &Slot<Object>| self.objects[*slot].entry.is_some_and(|entry| self.index.get(entry).is_pinned());
         assert!(pinned.iter().all(|slot| is_pinned(slot) && self.objects[*slot].leases == 0));
         assert!(!idle.iter().any(is_pinned), "a pinned object stands among victims");
         let bytes = |hard: bool, idle_only: bool| -> u64 {
             let own = self.objects.iter().filter(|(slot, object)| {
                 object.segment.is_some_and(|own| self.segments[own].id == segment.id)
-                    && object.entry.is_some_and(|entry| self.pin_report(entry).is_some_and(|pin| (pin == PinReport::Hard) == hard))
+                    && object
+                        .entry
+                        .is_some_and(|entry| self.pin_report(entry).is_some_and(|pin| (pin == PinReport::Hard) == hard))
                     && (!idle_only || pinned.contains(slot))
             });
             own.map(|(_, object)| object.extent_bytes()).sum()

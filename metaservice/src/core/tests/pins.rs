@@ -116,8 +116,9 @@ fn hard_pins_hold_at_most_their_quota_of_each_node() {
     pool.put_replicas(&["c"], 1, 1, &[1]);
     pool.put_replicas(&["d"], 1, 1, &[2]);
     pool.put_replicas(&["both"], 1, 2, &[1, 2]);
-    assert_eq!(pool.pin(&["a", "c", "b", "d"], None), [Pinned, PinOverQuota, Pinned, Pinned], "tail first");
-    assert_eq!(pool.pin(&["both"], None), [PinOverQuota], "on every node");
+    assert_eq!(pool.pin(&["a", "c", "b", "d"], None), [Pinned, Pinned, PinOverQuota, Pinned], "from the head");
+    pool.unpin(&["c"]);
+    assert_eq!(pool.pin(&["b", "both"], None), [Pinned, PinOverQuota], "on every node");
     assert_eq!(pool.pin(&["c"], Some(100)), [Pinned], "soft pins have no quota");
     assert_eq!((pool.pinned_bytes(1), pool.pinned_bytes(2)), ((MIB / 4, 128), (128, 0)));
     assert_eq!(pool.status().nodes[0].pin_quota_bytes, MIB / 4);
@@ -194,4 +195,59 @@ fn a_pinned_key_gets_lost_replicas_back_and_keeps_them() {
     pool.leave(3, 1).unwrap();
     pool.pass(1);
     assert_eq!((pool.status().hard_pins, pool.pin_of("a")), (0, None), "they went with their last replicas");
+}
+
+/// A segment of one MiB: of every 64 KiB the first 16 are under a hard pin, the others are not.
+fn broken_up() -> Pool {
+    let mut pool = Pool::new(&[MIB]);
+    for number in 0..16 {
+        pool.put(&[&format!("pin{number}")], MIB / 64 - 64);
+        pool.put(&[&format!("other{number}")], 3 * MIB / 64 - 64);
+        assert_eq!(pool.pin(&[&format!("pin{number}")], None), [Pinned]);
+    }
+    pool
+}
+
+#[test]
+fn between_hard_pins_there_is_room_for_what_fits_there_and_for_the_rest_when_they_end() {
+    let mut pool = broken_up();
+    pool.put(&["fits"], 3 * MIB / 64 - 64);
+    assert_eq!(pool.status().evicted_objects, 1);
+    assert_eq!(pool.reserve(&["long"], MIB / 16 - 64).outcomes, [ReserveNoSpace]);
+    assert_eq!(pool.status().evicted_objects, 1, "nothing goes in vain");
+    pool.unpin(&["pin7"]);
+    pool.put(&["long"], MIB / 16 - 64);
+    assert_eq!(pool.status().evicted_objects, 3, "one of either kind made the room");
+}
+
+#[test]
+fn a_drain_puts_pinned_objects_together_and_what_found_no_run_finds_one() {
+    let mut pool = broken_up();
+    let names: Vec<String> = (0..16).map(|number| format!("other{number}")).collect();
+    pool.remove(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(pool.reserve(&["long"], MIB / 16 - 64).outcomes, [ReserveNoSpace], "three quarters are free");
+    pool.join(2, 1, MIB, 0).unwrap();
+    pool.drain(1, Some(Drain::Move));
+    while pool.repair(2) > 0 {}
+    assert!(pool.drained(1).is_empty);
+    pool.put(&["long"], 3 * MIB / 4 - 64);
+    assert_eq!((pool.status().hard_pins, pool.status().evicted_objects), (16, 0));
+}
+
+#[test]
+fn soft_pins_and_leases_break_space_up_for_no_longer_than_they_last() {
+    let mut pool = Pool::new(&[MIB]);
+    for number in 0..16 {
+        pool.put(&[&format!("pin{number}")], MIB / 64 - 64);
+        pool.put(&[&format!("other{number}")], 3 * MIB / 64 - 64);
+    }
+    let pins: Vec<String> = (0..16).map(|number| format!("pin{number}")).collect();
+    let pins: Vec<&str> = pins.iter().map(String::as_str).collect();
+    pool.pin(&pins, Some(100_000));
+    let lease = pool.locate(BOB, &pins).lease;
+    assert!(lease.is_some());
+    assert_eq!(pool.reserve(&["long"], MIB / 16 - 64).outcomes, [ReserveNoSpace]);
+    pool.pass(LEASE);
+    pool.put(&["long"], MIB / 16 - 64);
+    assert_eq!(pool.status().pins_given_up, 1);
 }
