@@ -190,7 +190,8 @@ impl Core {
         if self.pins.by_entry.is_empty() {
             return None;
         }
-        self.objects[slot].entry.and_then(|entry| self.pins.by_entry.get(&entry)).copied()
+        let entry = self.objects[slot].entry.filter(|entry| self.index.get(*entry).is_pinned())?;
+        self.pins.by_entry.get(&entry).copied()
     }
 
     /// Puts an idle object among the pinned ones if it is pinned; whether it is.
