@@ -119,15 +119,8 @@ fn answer(
         request::Body::Info(pb::Info { keys }) => {
             reply::Body::Info(replicas::info(core, now, &pack::keys_from_wire(keys)?, effects))
         }
-        request::Body::Pin(pb::Pin { keys, ttl_ms }) => {
-            let ttl_ms = Some(ttl_ms).filter(|ms| *ms != 0);
-            let outcomes = core.pin(now, &pack::keys_from_wire(keys)?, ttl_ms, effects)?;
-            reply::Body::Pin(pb::PinReply { outcomes: pack::outcomes_to_wire(&outcomes) })
-        }
-        request::Body::Unpin(pb::Unpin { keys }) => {
-            let unpinned = core.unpin(now, &pack::keys_from_wire(keys)?, effects).into_iter().map(u8::from).collect();
-            reply::Body::Unpin(pb::UnpinReply { unpinned })
-        }
+        request::Body::Pin(request) => reply::Body::Pin(replicas::pin(core, now, request, effects)?),
+        request::Body::Unpin(request) => reply::Body::Unpin(replicas::unpin(core, now, request, effects)?),
         request::Body::Drain(request) => reply::Body::Drain(replicas::drain(core, now, request, effects)),
         request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
     })

@@ -369,8 +369,8 @@ impl Amounts {
         registry.register("node_listing", listing, amounts.listing.clone());
         let soft = "Extents on a node under soft pins";
         registry.register_with_unit("node_soft_pinned", soft, Unit::Bytes, amounts.soft_pinned.clone());
-        let hard = "Extents on a node under hard pins";
-        registry.register_with_unit("node_hard_pinned", hard, Unit::Bytes, amounts.hard_pinned.clone());
+        let pinned = "Extents on a node under hard pins";
+        registry.register_with_unit("node_hard_pinned", pinned, Unit::Bytes, amounts.hard_pinned.clone());
         let heard = "Time since a node was last heard of";
         registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
         registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());

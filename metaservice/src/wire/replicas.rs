@@ -1,6 +1,6 @@
 //! Copies and drains, between the wire and the core.
 
-use memcache_proto::pb;
+use memcache_proto::{pack, pb};
 use memcache_types::{ClientId, Incarnation, KeyBatch, LeaseId, NodeId};
 
 use super::{Fault, drain_state};
@@ -56,6 +56,27 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
         state: drain_state(report),
         objects: report.objects,
     })
+}
+
+pub(super) fn pin(
+    core: &mut Core,
+    now: Millis,
+    request: pb::Pin,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::PinReply, Fault> {
+    let ttl_ms = Some(request.ttl_ms).filter(|ms| *ms != 0);
+    let outcomes = core.pin(now, &pack::keys_from_wire(request.keys)?, ttl_ms, effects)?;
+    Ok(pb::PinReply { outcomes: pack::outcomes_to_wire(&outcomes) })
+}
+
+pub(super) fn unpin(
+    core: &mut Core,
+    now: Millis,
+    request: pb::Unpin,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::UnpinReply, Fault> {
+    let unpinned = core.unpin(now, &pack::keys_from_wire(request.keys)?, effects);
+    Ok(pb::UnpinReply { unpinned: unpinned.into_iter().map(u8::from).collect() })
 }
 
 pub(super) fn info(core: &mut Core, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> pb::InfoReply {
