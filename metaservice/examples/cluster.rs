@@ -37,6 +37,7 @@ const SETTINGS: Settings = Settings {
     node_dead_ms: 5000,
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
+    hard_pin_ppm: 250_000,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -24,6 +24,7 @@ mod lookup;
 mod membership;
 mod node;
 mod object;
+mod pins;
 mod place;
 mod places;
 mod policy;
@@ -54,6 +55,7 @@ pub use self::listing::{Holdings, Listed};
 pub use self::lookup::{Found, LocateReply, PrefixReply};
 pub use self::membership::{Beat, JoinReply, JoinRequest, SegmentDescription, SegmentOffer};
 pub use self::node::Drain;
+pub use self::pins::PinReport;
 pub use self::record::RecordAt;
 pub use self::refusal::Refusal;
 pub use self::remove::{Removed, RemovedAll};
@@ -68,6 +70,7 @@ use self::list::List;
 use self::lookup::Lease;
 use self::node::Node;
 use self::object::Object;
+use self::pins::Pins;
 use self::places::Places;
 use self::policy::AnyPolicy;
 use self::record::Stale;
@@ -93,6 +96,8 @@ pub struct Settings {
     pub high_watermark_ppm: u32,
     /// Eviction stops at this many millionths of a node's memory.
     pub low_watermark_ppm: u32,
+    /// What hard pins may hold, in millionths of a node's memory.
+    pub hard_pin_ppm: u32,
     /// Which objects go first.
     pub policy: EvictionPolicy,
 }
@@ -132,6 +137,7 @@ pub struct Core {
     /// Nodes that are being emptied.
     draining: BTreeSet<Slot<Node>>,
     repairs: Repairs,
+    pins: Pins,
     /// Reservations that copy replicas.
     copies: usize,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
@@ -192,6 +198,7 @@ impl Core {
             nodes: Slab::new(),
             draining: BTreeSet::new(),
             repairs: Repairs::default(),
+            pins: Pins::default(),
             copies: 0,
             node_ids: BTreeMap::new(),
             departed: BTreeMap::new(),
@@ -233,6 +240,7 @@ impl Core {
         self.expire_reservations(effects);
         self.end_quarantine();
         self.expire_leases();
+        self.end_pins();
         if self.now >= self.next_death {
             self.drop_silent_nodes(effects);
         }

@@ -31,6 +31,7 @@ const SETTINGS: Settings = Settings {
     node_dead_ms: u32::MAX,
     high_watermark_ppm: 1_000_000,
     low_watermark_ppm: 1_000_000,
+    hard_pin_ppm: 250_000,
     policy: EvictionPolicy::Lru,
 };
 

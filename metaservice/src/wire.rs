@@ -119,6 +119,8 @@ fn answer(
         request::Body::Info(pb::Info { keys }) => {
             reply::Body::Info(replicas::info(core, now, &pack::keys_from_wire(keys)?, effects))
         }
+        request::Body::Pin(request) => reply::Body::Pin(replicas::pin(core, now, request, effects)?),
+        request::Body::Unpin(request) => reply::Body::Unpin(replicas::unpin(core, now, request, effects)?),
         request::Body::Drain(request) => reply::Body::Drain(replicas::drain(core, now, request, effects)),
         request::Body::Status(pb::Status {}) => reply::Body::Status(status(core, now, effects)),
     })
@@ -280,6 +282,9 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
         repairs_waiting: report.repairs_waiting,
         copies: report.copies,
         copied: report.copied,
+        soft_pins: report.soft_pins,
+        hard_pins: report.hard_pins,
+        pins_given_up: report.pins_given_up,
         nodes: report
             .nodes
             .into_iter()
@@ -293,6 +298,9 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
                 heartbeat_age_ms: node.heartbeat_age_ms,
                 unrecorded: node.unrecorded,
                 listing: node.listing,
+                soft_pinned_bytes: node.soft_pinned_bytes,
+                hard_pinned_bytes: node.hard_pinned_bytes,
+                pin_quota_bytes: node.pin_quota_bytes,
                 drain: drain_state(node.drain),
             })
             .collect(),

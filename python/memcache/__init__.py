@@ -31,7 +31,7 @@ from memcache.errors import (
 )
 from memcache.layout import KvLayout
 from memcache.services import LocalService, MetaService
-from memcache.status import GetStatus, PutStatus
+from memcache.status import GetStatus, PinStatus, PutStatus
 from memcache.store import FieldDifference, Store
 
 __all__ = [
@@ -49,6 +49,7 @@ __all__ = [
     "MemCacheError",
     "MetaService",
     "NoSpace",
+    "PinStatus",
     "PutStatus",
     "SizeMismatch",
     "Store",

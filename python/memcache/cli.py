@@ -1,4 +1,4 @@
-"""The command ``memcache``: looks at a pool, empties nodes, replays traces."""
+"""The command ``memcache``: looks at a pool, pins objects, empties nodes, replays traces."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from memcache._core import explain_shape
 from memcache.errors import ConfigError, InvalidArgument, MemCacheError
 from memcache.replay import POLICIES, replay, table, write_plot
+from memcache.status import PinStatus
 from memcache.store import Store
 
 MIB = 1 << 20
@@ -47,6 +48,14 @@ def _parser() -> argparse.ArgumentParser:
     info = commands.add_parser("info", help="where a key is, how large, and who reads or writes it")
     info.add_argument("key", metavar="KEY", help="its text, or with --hex its bytes")
     info.add_argument("--hex", action="store_true", help="KEY is hexadecimal")
+    pin = commands.add_parser("pin", help="keep objects from eviction")
+    kind = pin.add_mutually_exclusive_group(required=True)
+    kind.add_argument("--ttl-ms", type=int, help="for so long, or until a put has no room otherwise, milliseconds")
+    kind.add_argument("--hard", action="store_true", help="until they are unpinned")
+    unpin = commands.add_parser("unpin", help="end pins")
+    for command in (pin, unpin):
+        command.add_argument("keys", metavar="KEY", nargs="+", help="its text, or with --hex its bytes")
+        command.add_argument("--hex", action="store_true", help="KEY is hexadecimal")
     drain = commands.add_parser("drain", help="empty a node so that it can leave; without waiting, unless --wait-ms")
     drain.add_argument("node", metavar="NODE", help="its id, as `memcache nodes` shows it")
     mode = drain.add_mutually_exclusive_group()
@@ -55,7 +64,8 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--look", dest="mode", action="store_const", const="look", help="only say how far it is")
     drain.add_argument("--wait-ms", type=int, default=0, help="wait so long for its end, milliseconds")
     drain.set_defaults(mode="move")
-    for command, run in ((status, _status), (nodes, _nodes), (info, _info), (drain, _drain)):
+    runs = ((status, _status), (nodes, _nodes), (info, _info), (drain, _drain), (pin, _pin), (unpin, _unpin))
+    for command, run in runs:
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print JSON")
         command.add_argument(
@@ -126,16 +136,38 @@ def _nodes(store: Store, options: argparse.Namespace) -> tuple[list[dict[str, An
     return found["nodes"], "\n".join(_node_lines(found))
 
 
-def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _key(text: str, is_hex: bool) -> str | bytes:
     try:
-        key = bytes.fromhex(options.key) if options.hex else options.key
+        return bytes.fromhex(text) if is_hex else text
     except ValueError as error:
-        raise InvalidArgument(f"KEY {options.key!r}: not hexadecimal") from error
-    found = store.info(key, options.timeout_ms)
+        raise InvalidArgument(f"KEY {text!r}: not hexadecimal") from error
+
+
+def _pin(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    keys = [_key(key, options.hex) for key in options.keys]
+    statuses = store.pin(keys, options.ttl_ms, hard=options.hard, timeout_ms=options.timeout_ms)
+    found = {key: PinStatus(status).name for key, status in zip(options.keys, statuses.tolist(), strict=True)}
+    lines = [f"{key}: {name}" for key, name in found.items()]
+    if PinStatus.OVER_QUOTA in statuses:
+        lines.append("OVER_QUOTA: hard pins hold hard_pin_quota (a setting of the MetaService) of a node's memory")
+    return found, "\n".join(lines)
+
+
+def _unpin(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    unpinned = store.unpin([_key(key, options.hex) for key in options.keys], options.timeout_ms)
+    found = dict(zip(options.keys, unpinned.tolist(), strict=True))
+    return found, "\n".join(f"{key}: {'unpinned' if was else 'not pinned'}" for key, was in found.items())
+
+
+def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    found = store.info(_key(options.key, options.hex), options.timeout_ms)
     lines = [
         f"{found['state']}   {found['payload_bytes']} bytes   "
         f"{len(found['replicas'])} of {found['replica_num']} replicas   {found['writers']} writers"
     ]
+    if found["pin"]:
+        left = "" if found["pin_left_ms"] is None else f", {found['pin_left_ms']} ms left"
+        lines[0] += f"   {found['pin']} pin{left}"
     lines += [
         f"node {one['node']:<18}{one['name'][:31]:<32} segment {one['segment']} + {one['offset']}   "
         f"generation {one['generation']}   {one['leases']} leases{'   draining' if one['draining'] else ''}"
@@ -168,6 +200,12 @@ def _table(status: dict[str, Any]) -> str:
         lines.append(
             f"keys that lack replicas {status['repairs_waiting']}   copies under way {status['copies']}   "
             f"made {status['copied']}"
+        )
+    if status["soft_pins"] or status["hard_pins"]:
+        bytes_of = {kind: sum(node[f"{kind}_pinned_bytes"] for node in status["nodes"]) for kind in ("soft", "hard")}
+        lines.append(
+            f"soft pins {status['soft_pins']}, {bytes_of['soft'] / MIB:.1f} MiB   hard pins {status['hard_pins']}, "
+            f"{bytes_of['hard'] / MIB:.1f} MiB   soft pins given up {status['pins_given_up']}"
         )
     return "\n".join(lines + _node_lines(status))
 

@@ -49,3 +49,14 @@ class GetStatus(IntEnum):
     """Trailer or checksum did not match. Treat it as a miss."""
     CANCELLED = -8
     """The call was cancelled before the bytes were in place."""
+
+
+class PinStatus(IntEnum):
+    """What became of one key that was to be pinned. Anything but ``PINNED``: its pin is as before."""
+
+    PINNED = 0
+    """Kept from eviction, at least for the time asked."""
+    ABSENT = 1
+    """Not readable."""
+    OVER_QUOTA = -1
+    """Hard pins hold their part of a node's memory already: ``hard_pin_quota``, a setting of the MetaService."""

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from memcache import _core
 from memcache.completion import Completion
 from memcache.config import StoreConfig
-from memcache.errors import NoSpace, SizeMismatch, Timeout, TooLarge, Unavailable
+from memcache.errors import InvalidArgument, NoSpace, SizeMismatch, Timeout, TooLarge, Unavailable
 from memcache.layout import KvLayout, TensorNumbers
 from memcache.status import GetStatus, PutStatus
 
@@ -27,6 +27,9 @@ Buffer: TypeAlias = Any
 BlockIds: TypeAlias = Sequence[int] | npt.NDArray[np.signedinteger[Any]] | npt.NDArray[np.unsignedinteger[Any]]
 """Block numbers, one a key: a one-dimensional ``int64``, ``int32`` or ``uint32`` array, or a sequence of ``int``."""
 Statuses: TypeAlias = npt.NDArray[np.int32]
+
+PIN_MS_MAX = 30 * 24 * 3_600_000
+"""Longest soft pin, in milliseconds."""
 """One status a key, shape ``(keys,)``: the numbers of :class:`PutStatus` or :class:`GetStatus`."""
 
 
@@ -194,6 +197,30 @@ class Store:
         """Removes everything from the pool; the number of objects that were there."""
         return self._core.remove_all(timeout_ms)
 
+    # --- pins ---
+
+    def pin(
+        self, keys: Keys, ttl_ms: int | None = None, *, hard: bool = False, timeout_ms: int | None = None
+    ) -> Statuses:
+        """Keeps readable keys from eviction; a :class:`memcache.PinStatus` a key.
+
+        With ``ttl_ms`` (milliseconds, 1 to 30 days) softly: for so long, or until a put would have no room otherwise.
+        With ``hard=True`` until :meth:`unpin`; keys for which a node's ``hard_pin_quota`` has no room are
+        ``OVER_QUOTA``, and the first keys come first. Pinning again makes a pin longer or harder, never less. Pins
+        belong to keys, not to who set them, and are gone after a restart of the MetaService.
+
+        Raises :class:`memcache.InvalidArgument` unless exactly one of the two is given.
+        """
+        if hard == (ttl_ms is not None):
+            raise InvalidArgument(f"ttl_ms = {ttl_ms}, hard = {hard}: want a time in milliseconds, or hard=True")
+        if ttl_ms is not None and not 1 <= ttl_ms <= PIN_MS_MAX:
+            raise InvalidArgument(f"ttl_ms = {ttl_ms}: want 1 to {PIN_MS_MAX} (30 days)")
+        return self._core.pin(keys, ttl_ms, timeout_ms)
+
+    def unpin(self, keys: Keys, timeout_ms: int | None = None) -> npt.NDArray[np.bool_]:
+        """Ends pins; which keys had one, shape ``(keys,)``."""
+        return self._core.unpin(keys, timeout_ms)
+
     # --- prefixes ---
 
     def match_prefix(self, keys: Keys, timeout_ms: int | None = None) -> int:
@@ -306,8 +333,9 @@ class Store:
         """Everything that is known of a key, without touching it.
 
         ``state`` (``"readable"``, ``"being written"`` or ``"absent"``), ``payload_bytes``, ``writers``, ``replica_num``
-        (as many as there should be) and ``replicas``: for each ``node``, ``name``, ``segment``, ``offset``,
-        ``generation``, ``leases`` and whether its node is ``draining``.
+        (as many as there should be), ``pin`` (``"soft"``, ``"hard"`` or ``None``), ``pin_left_ms`` (of a soft one) and
+        ``replicas``: for each ``node``, ``name``, ``segment``, ``offset``, ``generation``, ``leases`` and whether its
+        node is ``draining``.
         """
         return self._core.info([key], timeout_ms)[0]
 

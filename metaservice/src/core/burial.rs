@@ -41,7 +41,11 @@ impl Core {
                 self.segments[slot].leased.unlink(&mut self.objects, object);
                 self.objects[object].segment = None;
             }
-            while let Some(object) = self.segments[slot].surplus.oldest().or(self.segments[slot].idle.any()) {
+            let any = |core: &Self| {
+                let segment = &core.segments[slot];
+                segment.surplus.oldest().or(segment.idle.any()).or(segment.pinned.any())
+            };
+            while let Some(object) = any(self) {
                 if budget == 0 {
                     return true;
                 }

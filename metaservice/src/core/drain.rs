@@ -11,6 +11,7 @@ use super::node::{Drain, Node};
 use super::object::Object;
 
 use super::repair::Hand;
+use super::segment::Segment;
 use super::slab::Slot;
 
 /// How far a node is with being emptied.
@@ -81,7 +82,10 @@ impl Core {
             for segment in self.nodes[node].segments.clone() {
                 let lists = |core: &Self| {
                     let segment = &core.segments[segment];
-                    if drop { segment.surplus.oldest().or(segment.idle.any()) } else { segment.surplus.oldest() }
+                    if !drop {
+                        return segment.surplus.oldest();
+                    }
+                    segment.surplus.oldest().or(segment.idle.any()).or(segment.pinned.any())
                 };
                 // Objects under leases follow when those are over.
                 while let Some(object) = lists(self) {
@@ -96,9 +100,25 @@ impl Core {
                         break; // its siblings are on nodes that are being emptied too
                     }
                 }
+                if !drop {
+                    budget -= self.leave_pinned(segment, budget);
+                }
             }
         }
         false
+    }
+
+    /// Pinned replicas stand in lists of their own: those of keys that have others elsewhere need not be moved either. How
+    /// many went.
+    fn leave_pinned(&mut self, segment: Slot<Segment>, budget: usize) -> usize {
+        let has_others =
+            |object: &Slot<Object>| self.objects[*object].entry.is_some_and(|entry| self.lasting(entry) > 0);
+        let leaving: Vec<_> =
+            self.segments[segment].pinned.iter(&self.objects).filter(has_others).take(budget).collect();
+        for object in &leaving {
+            self.lose(*object);
+        }
+        leaving.len()
     }
 
     /// A key has a replica that stays: those on nodes that are being emptied go.
@@ -129,9 +149,10 @@ impl Core {
         let nodes = self.draining.iter().copied().filter(|node| self.nodes[*node].drain == Some(Drain::Move));
         let segments: Vec<_> = nodes.flat_map(|node| self.nodes[node].segments.clone()).collect();
         for segment in segments {
-            let (surplus, idle) = (&self.segments[segment].surplus, &self.segments[segment].idle);
+            let Segment { surplus, idle, pinned, .. } = &self.segments[segment];
+            let rest = surplus.iter(&self.objects).chain(idle.iter(&self.objects));
             let objects: Vec<Slot<Object>> =
-                surplus.iter(&self.objects).chain(idle.iter(&self.objects)).take(REPLY_REPAIRS_SEEN_MAX).collect();
+                pinned.iter(&self.objects).chain(rest).take(REPLY_REPAIRS_SEEN_MAX).collect();
             for object in objects {
                 if !hand.has_room() {
                     return;

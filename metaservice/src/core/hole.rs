@@ -58,11 +58,12 @@ impl Merged {
 impl Core {
     /// The objects of a segment to evict for a hole of `bytes` bytes. Objects are taken in the order in which they would
     /// be evicted anyway until there is a hole among them: by last use, the newest of them is as old as it
-    /// can be. Only those go that make the hole, and of those the fewest bytes.
-    pub(super) fn hole(&self, slot: Slot<Segment>, bytes: u64) -> Hole {
+    /// can be. Only those go that make the hole, and of those the fewest bytes. With `pinned` those under soft pins follow.
+    pub(super) fn hole(&self, slot: Slot<Segment>, bytes: u64, pinned: bool) -> Hole {
         let segment = &self.segments[slot];
         let idle = self.policy.order(self.now, &segment.idle, &self.objects);
-        let victims = segment.surplus.iter_oldest(&self.objects).chain(idle);
+        let soft = pinned.then(|| segment.pinned.iter_soft()).into_iter().flatten();
+        let victims = segment.surplus.iter_oldest(&self.objects).chain(idle).chain(soft);
         let mut merged = Merged::default();
         let mut taken: BTreeMap<u64, (u64, Slot<Object>)> = BTreeMap::new();
         for victim in victims {

@@ -64,6 +64,7 @@ const WANTED_SHIFT: u32 = 24;
 const WANTED: u32 = 0b1111 << WANTED_SHIFT;
 const _: () = assert!(memcache_types::limits::REPLICAS_MAX <= 0b1111);
 const QUEUED: u32 = 1 << 28;
+const PINNED: u32 = 1 << 29;
 
 impl Entry {
     /// Live reservations.
@@ -97,6 +98,15 @@ impl Entry {
 
     pub(super) const fn set_queued(&mut self, queued: bool) {
         self.state = if queued { self.state | QUEUED } else { self.state & !QUEUED };
+    }
+
+    /// Whether it is kept from eviction.
+    pub(super) const fn is_pinned(&self) -> bool {
+        self.state & PINNED != 0
+    }
+
+    pub(super) const fn set_pinned(&mut self, pinned: bool) {
+        self.state = if pinned { self.state | PINNED } else { self.state & !PINNED };
     }
 
     pub(super) const fn hash(&self) -> u64 {

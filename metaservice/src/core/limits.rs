@@ -63,6 +63,15 @@ pub const TICK_KEYS_SEEN_MAX: usize = 8192;
 /// Most objects that one tick takes from nodes that are being drained.
 pub const TICK_DRAINED_MAX: usize = 4096;
 
+/// Most pins.
+pub const PINS_MAX: usize = 1 << 20;
+
+/// Longest soft pin, in milliseconds: 30 days.
+pub const PIN_MS_MAX: u64 = 30 * 24 * 3_600_000;
+
+/// Most pins that end within one call because their time is over; the next calls go on.
+pub const CALL_PINS_ENDED_MAX: usize = 4096;
+
 /// Most objects looked at to find those whose eviction makes one long hole.
 pub const HOLE_OBJECTS_MAX: usize = 4096;
 

@@ -11,6 +11,7 @@ use super::effect::{Effect, GoneReason};
 use super::limits::{DEPARTED_MAX, NODES_MAX};
 use super::list::List;
 use super::node::Node;
+use super::pins::Pinned;
 use super::record::Table;
 use super::refusal::Refusal;
 use super::reserve::check_count;
@@ -165,6 +166,7 @@ impl Core {
             idle: self.policy.shelves(),
             surplus: List::new(),
             idle_bytes: 0,
+            pinned: Pinned::new(),
             leased: List::new(),
             objects: 0,
             reservations: Vec::new(),

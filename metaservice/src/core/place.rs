@@ -34,7 +34,9 @@ impl Core {
         if let Some(slot) = slot {
             return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
+        // A further replica is not worth a pin.
         self.place_by_eviction(bytes, not_on)
+            .or_else(|| if not_on.is_empty() { self.place_over_pins(bytes) } else { None })
     }
 
     /// The segment of a node with the most free bytes among those where the extent fits now.
@@ -48,7 +50,7 @@ impl Core {
     fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
         let mut tried = Vec::new();
         while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
-            match self.hole(slot, bytes) {
+            match self.hole(slot, bytes, false) {
                 Hole::Of(victims) => {
                     for victim in victims {
                         self.evict(victim);
@@ -67,6 +69,45 @@ impl Core {
                 return Some((slot, offset));
             }
             tried.push(slot);
+        }
+        None
+    }
+
+    /// As the last resort soft pins are given up, where the first of them ends soonest, and there only those that make a
+    /// hole that is long enough.
+    fn place_over_pins(&mut self, bytes: u64) -> Option<(Slot<Segment>, u64)> {
+        if self.pins.soft() == 0 {
+            return None;
+        }
+        let room = |segment: &Segment| {
+            segment.space.free_bytes() + segment.idle_bytes + segment.pinned.soft_idle_bytes >= bytes
+        };
+        let able = self.segments.iter().filter(|(_, segment)| segment.shelved.is_some() && room(segment));
+        let mut able: Vec<_> =
+            able.filter_map(|(slot, segment)| Some((segment.pinned.first_soft()?.0, slot))).collect();
+        able.sort_unstable();
+        for (_, slot) in able {
+            match self.hole(slot, bytes, true) {
+                Hole::Of(victims) => {
+                    for victim in victims {
+                        self.give_pin_up(victim);
+                        self.evict(victim);
+                    }
+                }
+                Hole::Never => {}
+                Hole::Unknown => {
+                    while self.segments[slot].space.longest_run() < bytes {
+                        let victim = self.victim_of(slot).map(|(_, victim)| victim);
+                        let soft = || self.segments[slot].pinned.first_soft().map(|(_, object)| object);
+                        let Some(victim) = victim.or_else(soft) else { break };
+                        self.give_pin_up(victim);
+                        self.evict(victim);
+                    }
+                }
+            }
+            if let Some(offset) = self.take_run(slot, bytes) {
+                return Some((slot, offset));
+            }
         }
         None
     }

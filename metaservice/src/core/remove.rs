@@ -179,6 +179,9 @@ impl Core {
     pub(super) fn make_idle(&mut self, slot: Slot<Object>) {
         let number = self.next_use();
         self.objects[slot].set_used(number);
+        if self.keep_idle(slot) {
+            return;
+        }
         let alone = self.is_alone(slot);
         let object = &self.objects[slot];
         if let Some(segment) = object.segment {
@@ -199,6 +202,9 @@ impl Core {
 
     /// Takes an object out of the idle ones, where it is known whether it stands among those with siblings.
     pub(super) fn leave_idle_of(&mut self, slot: Slot<Object>, surplus: bool) {
+        if self.release_idle(slot) {
+            return;
+        }
         let object = &self.objects[slot];
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];

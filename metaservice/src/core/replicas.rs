@@ -66,6 +66,7 @@ impl Core {
             self.readable += 1;
         }
         self.replicas += 1;
+        self.count_pinned(slot, true);
         if let Some(segment) = self.objects[slot].segment {
             self.segments[segment].objects += 1;
             self.segments[segment].unrecorded += u64::from(self.objects[slot].record.is_none());
@@ -74,6 +75,7 @@ impl Core {
 
     /// Takes a replica that is in no list of idle objects out of its chain: nobody finds it any more.
     pub(super) fn detach(&mut self, entry: Slot<Entry>, slot: Slot<Object>) {
+        self.count_pinned(slot, false);
         let next = self.objects[slot].sibling.take();
         self.objects[slot].entry = None;
         let before = self.chain_before(entry, slot);
@@ -88,6 +90,7 @@ impl Core {
         match self.index.get(entry).object {
             None => {
                 self.readable -= 1;
+                self.forget_pin(entry);
                 self.index.forget_if_idle(entry);
             }
             Some(last) if self.objects[last].sibling.is_none() && self.is_idle(last) => {

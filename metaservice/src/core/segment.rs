@@ -6,6 +6,7 @@ use super::clock::Millis;
 use super::list::List;
 use super::node::Node;
 use super::object::Object;
+use super::pins::Pinned;
 use super::policy::Shelves;
 use super::record::Table;
 use super::reserve::Reservation;
@@ -37,6 +38,8 @@ pub(super) struct Segment {
     pub(super) surplus: List<Object>,
     /// Extents of the `idle` and `surplus` objects.
     pub(super) idle_bytes: u64,
+    /// Objects that are kept from eviction. Those without leases are in neither `idle` nor `surplus`.
+    pub(super) pinned: Pinned,
     /// Objects with leases, readable or not.
     pub(super) leased: List<Object>,
     /// Readable objects.

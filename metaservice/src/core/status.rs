@@ -8,6 +8,7 @@ use super::drain::DrainReport;
 use super::effect::Effect;
 use super::index::Entry;
 use super::lookup::Found;
+use super::pins::PinReport;
 use super::slab::Slot;
 
 /// One node, counted.
@@ -29,6 +30,12 @@ pub struct NodeReport {
     pub unrecorded: u64,
     /// It has not yet told all that its memory holds.
     pub listing: bool,
+    /// Extents of its readable objects under soft pins.
+    pub soft_pinned_bytes: u64,
+    /// The same under hard pins.
+    pub hard_pinned_bytes: u64,
+    /// What hard pins may hold of it.
+    pub pin_quota_bytes: u64,
     /// How far it is with being emptied.
     pub drain: DrainReport,
     /// Time since it was last heard of.
@@ -50,6 +57,12 @@ pub struct Report {
     pub copies: u64,
     /// Copies made since the start.
     pub copied: u64,
+    /// Keys under soft pins.
+    pub soft_pins: u64,
+    /// Keys under hard pins.
+    pub hard_pins: u64,
+    /// Soft pins given up for puts since the start.
+    pub pins_given_up: u64,
     /// Live reservations.
     pub reservations: u64,
     /// Live leases.
@@ -84,6 +97,8 @@ pub struct KeyReport {
     pub writers: u32,
     /// How many replicas there should be.
     pub wanted: usize,
+    /// Its pin.
+    pub pin: Option<PinReport>,
     /// Those that can be read.
     pub replicas: Vec<ReplicaReport>,
 }
@@ -110,7 +125,8 @@ impl Core {
             })
         });
         let known = self.index.get(entry);
-        KeyReport { writers: known.writers(), wanted: known.wanted(), replicas: replicas.collect() }
+        let (writers, wanted, pin) = (known.writers(), known.wanted(), self.pin_report(entry));
+        KeyReport { writers, wanted, pin, replicas: replicas.collect() }
     }
 
     /// Counts everything.
@@ -131,6 +147,9 @@ impl Core {
                     objects: segments().map(|segment| segment.objects).sum(),
                     unrecorded: segments().map(|segment| segment.unrecorded).sum(),
                     listing: segments().any(|segment| segment.listing.is_some()),
+                    soft_pinned_bytes: segments().map(|segment| segment.pinned.soft_bytes).sum(),
+                    hard_pinned_bytes: segments().map(|segment| segment.pinned.hard_bytes).sum(),
+                    pin_quota_bytes: self.pin_quota_of(*slot),
                     drain: self.drain_report(*slot),
                     heartbeat_age_ms: self.now.since(node.heard),
                 }
@@ -143,6 +162,9 @@ impl Core {
             repairs_waiting: self.repairs.waiting() as u64,
             copies: self.copies as u64,
             copied: self.repairs.copied,
+            soft_pins: self.pins.soft(),
+            hard_pins: self.pins.hard(),
+            pins_given_up: self.pins.given_up,
             reservations: self.reservations.len() as u64,
             leases: self.leases.len() as u64,
             evicted_objects: self.evicted_objects,

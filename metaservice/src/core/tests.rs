@@ -7,6 +7,7 @@ mod invariants;
 mod listing;
 mod membership;
 mod model;
+mod pins;
 mod policies;
 mod reading;
 mod records;
@@ -34,6 +35,7 @@ pub(super) const SETTINGS: Settings = Settings {
     node_dead_ms: DEAD as u32,
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
+    hard_pin_ppm: 250_000,
     policy: EvictionPolicy::Lru,
 };
 

@@ -22,7 +22,7 @@ const BUCKET_MIN_S: f64 = 2e-6;
 const BUCKETS: u16 = 20;
 
 /// The requests, in the order of [`rpc_of`].
-const RPCS: [&str; 20] = [
+const RPCS: [&str; 22] = [
     "reserve",
     "seal",
     "abort",
@@ -43,6 +43,8 @@ const RPCS: [&str; 20] = [
     "holdings",
     "info",
     "renew",
+    "pin",
+    "unpin",
 ];
 
 /// Which request this is; `None` for one this version does not know.
@@ -69,6 +71,8 @@ pub(super) const fn rpc_of(request: &pb::Request) -> Option<usize> {
         request::Body::Holdings(_) => 17,
         request::Body::Info(_) => 18,
         request::Body::Renew(_) => 19,
+        request::Body::Pin(_) => 20,
+        request::Body::Unpin(_) => 21,
     })
 }
 
@@ -166,6 +170,9 @@ struct Amounts {
     copied: Counter,
     reservations: Gauge,
     leases: Gauge,
+    soft_pins: Gauge,
+    hard_pins: Gauge,
+    pins_given_up: Counter,
     uptime: Gauge<f64, AtomicU64>,
     evicted_objects: Counter,
     evicted_bytes: Counter,
@@ -174,6 +181,8 @@ struct Amounts {
     held: NodeGauges,
     unrecorded: NodeGauges,
     listing: NodeGauges,
+    soft_pinned: NodeGauges,
+    hard_pinned: NodeGauges,
     heard: Family<NodeLabels, Gauge<f64, AtomicU64>>,
     nodes: Gauge,
     memory: Gauge,
@@ -312,6 +321,9 @@ impl Amounts {
             copied: Counter::default(),
             reservations: Gauge::default(),
             leases: Gauge::default(),
+            soft_pins: Gauge::default(),
+            hard_pins: Gauge::default(),
+            pins_given_up: Counter::default(),
             uptime: Gauge::default(),
             evicted_objects: Counter::default(),
             evicted_bytes: Counter::default(),
@@ -320,6 +332,8 @@ impl Amounts {
             held: NodeGauges::default(),
             unrecorded: NodeGauges::default(),
             listing: NodeGauges::default(),
+            soft_pinned: NodeGauges::default(),
+            hard_pinned: NodeGauges::default(),
             heard: Family::default(),
             nodes: Gauge::default(),
             memory: Gauge::default(),
@@ -332,6 +346,10 @@ impl Amounts {
         registry.register("copies", "Copies between nodes that were made", amounts.copied.clone());
         registry.register("reservations", "Live reservations", amounts.reservations.clone());
         registry.register("leases", "Live leases", amounts.leases.clone());
+        registry.register("soft_pins", "Objects under soft pins", amounts.soft_pins.clone());
+        registry.register("hard_pins", "Objects under hard pins", amounts.hard_pins.clone());
+        let given_up = "Soft pins given up because a put had no room";
+        registry.register("soft_pins_given_up", given_up, amounts.pins_given_up.clone());
         registry.register("nodes", "Nodes in the pool", amounts.nodes.clone());
         registry.register_with_unit("uptime", "Time since the start", Unit::Seconds, amounts.uptime.clone());
         registry.register("evicted_objects", "Objects evicted", amounts.evicted_objects.clone());
@@ -349,6 +367,10 @@ impl Amounts {
         registry.register("node_unrecorded_objects", unrecorded, amounts.unrecorded.clone());
         let listing = "1 while a node has not told all that its memory holds";
         registry.register("node_listing", listing, amounts.listing.clone());
+        let soft = "Extents on a node under soft pins";
+        registry.register_with_unit("node_soft_pinned", soft, Unit::Bytes, amounts.soft_pinned.clone());
+        let pinned = "Extents on a node under hard pins";
+        registry.register_with_unit("node_hard_pinned", pinned, Unit::Bytes, amounts.hard_pinned.clone());
         let heard = "Time since a node was last heard of";
         registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
         registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());
@@ -363,6 +385,9 @@ impl Amounts {
         raise(&self.copied, report.copied);
         self.reservations.set(signed(report.reservations));
         self.leases.set(signed(report.leases));
+        self.soft_pins.set(signed(report.soft_pins));
+        self.hard_pins.set(signed(report.hard_pins));
+        raise(&self.pins_given_up, report.pins_given_up);
         self.nodes.set(signed(report.nodes.len() as u64));
         self.uptime.set(seconds(report.uptime_ms));
         raise(&self.evicted_objects, report.evicted_objects);
@@ -374,6 +399,8 @@ impl Amounts {
         self.held.clear();
         self.unrecorded.clear();
         self.listing.clear();
+        self.soft_pinned.clear();
+        self.hard_pinned.clear();
         self.heard.clear();
         for node in &report.nodes {
             self.set_node(node);
@@ -387,6 +414,8 @@ impl Amounts {
         self.held.get_or_create(&labels).set(signed(node.objects));
         self.unrecorded.get_or_create(&labels).set(signed(node.unrecorded));
         self.listing.get_or_create(&labels).set(node.listing.into());
+        self.soft_pinned.get_or_create(&labels).set(signed(node.soft_pinned_bytes));
+        self.hard_pinned.get_or_create(&labels).set(signed(node.hard_pinned_bytes));
         self.heard.get_or_create(&labels).set(seconds(node.heartbeat_age_ms));
     }
 }
@@ -444,6 +473,7 @@ mod tests {
             node_dead_ms: 5000,
             high_watermark_ppm: 900_000,
             low_watermark_ppm: 800_000,
+            hard_pin_ppm: 250_000,
             policy: EvictionPolicy::Adaptive,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));

@@ -125,6 +125,7 @@ fn settings(config: &MetaConfig) -> Settings {
         node_dead_ms: ms(config.node_dead_ms),
         high_watermark_ppm: ppm(config.eviction_high_watermark),
         low_watermark_ppm: ppm(config.eviction_low_watermark),
+        hard_pin_ppm: ppm(config.hard_pin_quota),
         policy: config.eviction_policy,
     }
 }

@@ -1,10 +1,10 @@
 //! Copies and drains, between the wire and the core.
 
-use memcache_proto::pb;
+use memcache_proto::{pack, pb};
 use memcache_types::{ClientId, Incarnation, KeyBatch, LeaseId, NodeId};
 
 use super::{Fault, drain_state};
-use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, ReplicaReport};
+use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, PinReport, ReplicaReport};
 
 pub(super) fn work(
     core: &mut Core,
@@ -58,6 +58,27 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
     })
 }
 
+pub(super) fn pin(
+    core: &mut Core,
+    now: Millis,
+    request: pb::Pin,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::PinReply, Fault> {
+    let ttl_ms = Some(request.ttl_ms).filter(|ms| *ms != 0);
+    let outcomes = core.pin(now, &pack::keys_from_wire(request.keys)?, ttl_ms, effects)?;
+    Ok(pb::PinReply { outcomes: pack::outcomes_to_wire(&outcomes) })
+}
+
+pub(super) fn unpin(
+    core: &mut Core,
+    now: Millis,
+    request: pb::Unpin,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::UnpinReply, Fault> {
+    let unpinned = core.unpin(now, &pack::keys_from_wire(request.keys)?, effects);
+    Ok(pb::UnpinReply { unpinned: unpinned.into_iter().map(u8::from).collect() })
+}
+
 pub(super) fn info(core: &mut Core, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> pb::InfoReply {
     pb::InfoReply { keys: core.info(now, keys, effects).into_iter().map(key_info).collect() }
 }
@@ -82,6 +103,9 @@ fn key_info(key: KeyReport) -> pb::KeyInfo {
         payload_bytes: key.replicas.first().map_or(0, |replica| replica.found.payload_bytes),
         writers: key.writers,
         wanted: u32::try_from(key.wanted).unwrap_or(0),
+        hard_pin: key.pin == Some(PinReport::Hard),
+        soft_pin: matches!(key.pin, Some(PinReport::Soft { .. })),
+        pin_left_ms: if let Some(PinReport::Soft { left_ms }) = key.pin { left_ms } else { 0 },
         replicas: key.replicas.into_iter().map(replica).collect(),
     }
 }

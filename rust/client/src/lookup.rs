@@ -1,11 +1,12 @@
 //! Questions that move no payload.
 
+use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Instant;
 
 use memcache_proto::pack::{expect_length, keys_to_wire, outcomes_from_wire};
 use memcache_proto::pb::{self, reply, request};
-use memcache_types::{Epoch, KeyBatch, NodeId};
+use memcache_types::{Epoch, KeyBatch, NodeId, PinStatus};
 
 use crate::book::{Answer, Book, BookError};
 use crate::completion::{Completion, completion};
@@ -154,6 +155,41 @@ impl Store {
             reply::Body::Info(reply) => {
                 expect_length("keys", reply.keys.len(), count)?;
                 Ok(Some(reply.keys))
+            }
+            _ => Ok(None),
+        })
+    }
+
+    /// Keeps readable keys from eviction: softly for `ttl_ms`, or with `None` until they are unpinned.
+    pub fn pin(
+        &self,
+        keys: &KeyBatch,
+        ttl_ms: Option<NonZeroU64>,
+        deadline: Instant,
+    ) -> Result<Vec<PinStatus>, StoreError> {
+        let count = keys.len();
+        let ttl_ms = ttl_ms.map_or(0, NonZeroU64::get);
+        let request = request::Body::Pin(pb::Pin { keys: Some(keys_to_wire(keys)), ttl_ms });
+        self.ask(request, deadline, move |body| {
+            let reply::Body::Pin(reply) = body else { return Ok(None) };
+            let outcomes = outcomes_from_wire::<pb::PinOutcome>("outcomes", &reply.outcomes, count)?;
+            let status = |outcome| match outcome {
+                pb::PinOutcome::Pinned => PinStatus::Pinned,
+                pb::PinOutcome::PinOverQuota => PinStatus::OverQuota,
+                pb::PinOutcome::PinAbsent | pb::PinOutcome::PinUnknown => PinStatus::Absent,
+            };
+            Ok(Some(outcomes.into_iter().map(status).collect()))
+        })
+    }
+
+    /// Ends pins; says which keys had one.
+    pub fn unpin(&self, keys: &KeyBatch, deadline: Instant) -> Result<Vec<bool>, StoreError> {
+        let count = keys.len();
+        let request = request::Body::Unpin(pb::Unpin { keys: Some(keys_to_wire(keys)) });
+        self.ask(request, deadline, move |body| match body {
+            reply::Body::Unpin(reply) => {
+                expect_length("unpinned", reply.unpinned.len(), count)?;
+                Ok(Some(reply.unpinned.iter().map(|byte| *byte != 0).collect()))
             }
             _ => Ok(None),
         })

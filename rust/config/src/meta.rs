@@ -23,6 +23,8 @@ component! {
     eviction_high_watermark: f64 = 0.95, "a number above 0, up to 1", |part| *part > 0.0 && *part <= 1.0;
     /// Part of a node's memory in use at which eviction stops. Below eviction_high_watermark.
     eviction_low_watermark: f64 = 0.90, "a number from 0, below 1", |part| *part >= 0.0 && *part < 1.0;
+    /// Part of a node's memory that hard pins may hold. 0: there are none.
+    hard_pin_quota: f64 = 0.25, "a number from 0, up to 1", |part| *part >= 0.0 && *part <= 1.0;
     /// Which objects are evicted first; see docs/eviction.md.
     eviction_policy: EvictionPolicy = EvictionPolicy::Adaptive, "adaptive, lru or s3fifo", |_| true;
     /// What is logged to stderr: a level or a filter such as "info,memcache_meta=debug".

@@ -13,6 +13,7 @@ mod errors;
 mod layout;
 mod plan;
 mod replay;
+mod report;
 mod services;
 mod store;
 

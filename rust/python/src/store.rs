@@ -1,5 +1,6 @@
 //! The store, as Python sees it: keys and memory in, statuses out, the interpreter lock released in between.
 
+use std::num::NonZeroU64;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -8,8 +9,7 @@ use memcache_client::{Buffers, PutOptions, Store as Client, StoreOptions};
 use memcache_config::StoreConfig;
 use memcache_meta::MetaServer;
 use memcache_proto::pb::drain::Mode;
-use memcache_proto::pb::{DrainState, KeyInfo, LocateOutcome};
-use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
+use memcache_types::{GetStatus, KeyBatch, NodeId, PinStatus, PutStatus};
 use numpy::PyArray1;
 use parking_lot::Mutex;
 use pyo3::prelude::*;
@@ -22,6 +22,7 @@ use crate::config::{Overrides, store_config};
 use crate::embedded::host_or_find;
 use crate::errors::{InvalidArgument, store_error};
 use crate::layout::KvLayout;
+use crate::report::{drain_name, key_info, status_dict};
 
 /// A client of one pool.
 #[pyclass(frozen, module = "memcache._core")]
@@ -147,6 +148,31 @@ impl Store {
         py.detach(|| self.client.remove_all(until)).map_err(|error| store_error(&error))
     }
 
+    /// Keeps keys from eviction: for `ttl_ms` milliseconds, or with `None` until they are unpinned; an `int32` array.
+    #[pyo3(signature = (keys, ttl_ms, timeout_ms=None))]
+    fn pin(
+        &self,
+        py: Python<'_>,
+        keys: &Bound<'_, PyAny>,
+        ttl_ms: Option<NonZeroU64>,
+        timeout_ms: Option<u64>,
+    ) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let found = py.detach(|| self.client.pin(&keys, ttl_ms, until)).map_err(|error| store_error(&error))?;
+        let codes: Vec<i32> = found.into_iter().map(PinStatus::code).collect();
+        Ok(PyArray1::from_vec(py, codes).into_any().unbind())
+    }
+
+    /// Ends pins; which keys had one.
+    #[pyo3(signature = (keys, timeout_ms=None))]
+    fn unpin(&self, py: Python<'_>, keys: &Bound<'_, PyAny>, timeout_ms: Option<u64>) -> PyResult<Py<PyAny>> {
+        let keys = key_batch(keys)?;
+        let until = deadline(timeout_ms, self.timeout)?;
+        let unpinned = py.detach(|| self.client.unpin(&keys, until)).map_err(|error| store_error(&error))?;
+        Ok(PyArray1::from_vec(py, unpinned).into_any().unbind())
+    }
+
     /// How many leading keys are (readable, readable or being written).
     #[pyo3(signature = (keys, timeout_ms=None))]
     fn match_prefix(
@@ -268,37 +294,7 @@ impl Store {
     fn status<'py>(&self, py: Python<'py>, timeout_ms: Option<u64>) -> PyResult<Bound<'py, PyDict>> {
         let until = deadline(timeout_ms, self.timeout)?;
         let (epoch, reply) = py.detach(|| self.client.status(until)).map_err(|error| store_error(&error))?;
-        let status = PyDict::new(py);
-        let nodes = PyList::empty(py);
-        for node in &reply.nodes {
-            let entry = PyDict::new(py);
-            entry.set_item("node", format!("{:x}", node.node))?;
-            entry.set_item("name", &node.name)?;
-            entry.set_item("capacity_bytes", node.capacity_bytes)?;
-            entry.set_item("used_bytes", node.used_bytes)?;
-            entry.set_item("objects", node.objects)?;
-            entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
-            entry.set_item("drain", drain_name(node.drain()))?;
-            entry.set_item("unrecorded", node.unrecorded)?;
-            entry.set_item("listing", node.listing)?;
-            nodes.append(entry)?;
-        }
-        status.set_item("epoch", epoch)?;
-        status.set_item("nodes", nodes)?;
-        status.set_item("objects", reply.objects)?;
-        status.set_item("capacity_bytes", reply.capacity_bytes)?;
-        status.set_item("used_bytes", reply.used_bytes)?;
-        status.set_item("reservations", reply.reservations)?;
-        status.set_item("leases", reply.leases)?;
-        status.set_item("evicted_objects", reply.evicted_objects)?;
-        status.set_item("evicted_bytes", reply.evicted_bytes)?;
-        status.set_item("uptime_ms", reply.uptime_ms)?;
-        status.set_item("replicas", reply.replicas)?;
-        status.set_item("repairs_waiting", reply.repairs_waiting)?;
-        status.set_item("copies", reply.copies)?;
-        status.set_item("copied", reply.copied)?;
-        status.set_item("unrecorded", reply.unrecorded)?;
-        Ok(status)
+        status_dict(py, epoch, &reply)
     }
 
     /// Everything that is known of each key: a dict a key.
@@ -455,41 +451,6 @@ fn node_id(text: &str) -> PyResult<NodeId> {
     let number = u64::from_str_radix(text, 16).ok().filter(|number| *number != 0);
     let want = "want a node id of the pool's status, in hexadecimal";
     number.map(NodeId::new).ok_or_else(|| InvalidArgument::new_err(format!("node {text:?}: {want}")))
-}
-
-fn key_info<'py>(py: Python<'py>, info: &KeyInfo) -> PyResult<Bound<'py, PyDict>> {
-    let replicas = PyList::empty(py);
-    for replica in &info.replicas {
-        let entry = PyDict::new(py);
-        entry.set_item("node", format!("{:x}", replica.node))?;
-        entry.set_item("name", &replica.name)?;
-        entry.set_item("segment", format!("{:x}", replica.segment))?;
-        entry.set_item("offset", replica.offset)?;
-        entry.set_item("generation", format!("{:x}", replica.generation))?;
-        entry.set_item("leases", replica.leases)?;
-        entry.set_item("draining", replica.draining)?;
-        replicas.append(entry)?;
-    }
-    let found = PyDict::new(py);
-    let state = match info.outcome() {
-        LocateOutcome::Located => "readable",
-        LocateOutcome::LocatePending => "being written",
-        LocateOutcome::LocateAbsent | LocateOutcome::LocateUnknown => "absent",
-    };
-    found.set_item("state", state)?;
-    found.set_item("payload_bytes", info.payload_bytes)?;
-    found.set_item("writers", info.writers)?;
-    found.set_item("replica_num", info.wanted)?;
-    found.set_item("replicas", replicas)?;
-    Ok(found)
-}
-
-const fn drain_name(state: DrainState) -> &'static str {
-    match state {
-        DrainState::NotDraining => "no",
-        DrainState::Draining => "draining",
-        DrainState::Drained => "drained",
-    }
 }
 
 fn put_options(exclusive: bool, replicas: Option<usize>, preferred: Option<Vec<String>>) -> PyResult<PutOptions> {

@@ -116,6 +116,7 @@ impl Scenario {
                 node_dead_ms: 120,
                 high_watermark_ppm: 950_000,
                 low_watermark_ppm: 800_000,
+                hard_pin_ppm: 250_000,
                 policy: EvictionPolicy::Adaptive,
             },
             nodes: rng.between(1, 3),

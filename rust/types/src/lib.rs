@@ -13,7 +13,7 @@
 //! | [`bytes`] | `ByteCount` |
 //! | [`scatter`] | `Piece`, `ScatterList` |
 //! | [`layout`] | `BlockId`, `TensorView`, `KvLayout` |
-//! | [`status`] | `PutStatus`, `GetStatus`: the truth about one key of a call |
+//! | [`status`] | `PutStatus`, `GetStatus`, `PinStatus`: the truth about one key of a call |
 //! | [`holdings`] | where a segment writes down what it holds |
 //! | [`limits`] | every bound the system promises |
 
@@ -38,4 +38,4 @@ pub use ids::{ClientId, Epoch, Generation, Incarnation, LeaseId, NodeId, Reserva
 pub use key::{KeyBatch, KeyDigest, KeyError};
 pub use layout::{BlockId, KvLayout, LayoutError, TensorView};
 pub use scatter::{Piece, ScatterList};
-pub use status::{GetStatus, PutStatus};
+pub use status::{GetStatus, PinStatus, PutStatus};

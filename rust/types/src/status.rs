@@ -48,6 +48,25 @@ pub enum GetStatus {
     Cancelled = -8,
 }
 
+/// What became of one key that was to be pinned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(i32)]
+pub enum PinStatus {
+    /// Kept from eviction.
+    Pinned = 0,
+    /// Not readable, and not pinned.
+    Absent = 1,
+    /// Not pinned: hard pins hold their part of a node's memory (`hard_pin_quota`) already.
+    OverQuota = -1,
+}
+
+impl PinStatus {
+    /// The number of the Python interface.
+    pub const fn code(self) -> i32 {
+        self as i32
+    }
+}
+
 impl PutStatus {
     /// The number of the Python and C interfaces.
     pub const fn code(self) -> i32 {

@@ -195,3 +195,26 @@ fn nothing_is_evicted_where_no_hole_can_be_made() {
     pool.put(&["short"], 3 * MIB / 16 - 64);
     assert_eq!(pool.status().evicted_objects, 3);
 }
+
+#[test]
+fn random_batches_leave_nodes_within_one_object_of_each_other() {
+    let mut pool = Pool::new(&[8 * MIB; 6]);
+    let (mut seed, mut largest, mut number) = (1_u64, 0, 0);
+    let mut random = |below: u64| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (seed >> 33) % below
+    };
+    while pool.used_bytes() < 30 * MIB {
+        let count = 1 + random(32);
+        let names: Vec<String> = (0..count).map(|at| format!("{number}-{at}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let bytes = random(100_000);
+        largest = largest.max(memcache_types::extent_bytes(bytes));
+        pool.put(&names, bytes);
+        number += 1;
+        let used: Vec<u64> = pool.status().nodes.iter().map(|node| node.used_bytes).collect();
+        let spread = used.iter().max().unwrap() - used.iter().min().unwrap();
+        assert!(spread <= largest, "{used:?} differ by more than {largest}");
+    }
+    assert_eq!(pool.status().evicted_objects, 0);
+}

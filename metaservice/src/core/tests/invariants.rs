@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::core::list::Linked;
 use crate::core::record::RecordSlot;
 use crate::core::slab::Slot;
-use crate::core::{Core, EvictionPolicy, List, Slab};
+use crate::core::{Core, EvictionPolicy, List, Object, PinReport, Segment, Slab};
 use memcache_types::extent_bytes;
 
 impl Core {
@@ -58,14 +58,35 @@ impl Core {
                 let order: Vec<u64> = list.iter().map(|slot| self.objects[*slot].used()).collect();
                 assert!(order.is_sorted_by(|newer, older| newer > older), "idle objects are in the order of their use");
             }
+            let pinned: Vec<_> = segment.pinned.iter(&self.objects).collect();
             let idle = [alone, surplus].concat();
+            self.check_pinned(segment, &idle, &pinned);
             let leased = members(&segment.leased, &self.objects);
             assert!(idle.iter().all(|slot| self.objects[*slot].leases == 0 && self.objects[*slot].entry.is_some()));
             assert!(leased.iter().all(|slot| self.objects[*slot].leases > 0));
             let own = self.objects.iter().filter(|(_, object)| object.segment == Some(slot)).count();
-            assert_eq!(idle.len() + leased.len(), own, "an object is in one list of its segment");
+            assert_eq!(idle.len() + pinned.len() + leased.len(), own, "an object is in one list of its segment");
             assert_eq!(idle.iter().map(|slot| self.objects[*slot].extent_bytes()).sum::<u64>(), segment.idle_bytes);
         }
+    }
+
+    fn check_pinned(&self, segment: &Segment, idle: &[Slot<Object>], pinned: &[Slot<Object>]) {
+        let is_pinned =
+            |slot: &Slot<Object>| self.objects[*slot].entry.is_some_and(|entry| self.index.get(entry).is_pinned());
+        assert!(pinned.iter().all(|slot| is_pinned(slot) && self.objects[*slot].leases == 0));
+        assert!(!idle.iter().any(is_pinned), "a pinned object stands among victims");
+        let bytes = |hard: bool, idle_only: bool| -> u64 {
+            let own = self.objects.iter().filter(|(slot, object)| {
+                object.segment.is_some_and(|own| self.segments[own].id == segment.id)
+                    && object
+                        .entry
+                        .is_some_and(|entry| self.pin_report(entry).is_some_and(|pin| (pin == PinReport::Hard) == hard))
+                    && (!idle_only || pinned.contains(slot))
+            });
+            own.map(|(_, object)| object.extent_bytes()).sum()
+        };
+        let counted = (segment.pinned.hard_bytes, segment.pinned.soft_bytes, segment.pinned.soft_idle_bytes);
+        assert_eq!(counted, (bytes(true, false), bytes(false, false), bytes(false, true)), "pinned bytes");
     }
 
     /// Every place of a table is free, or has one reason not to be.

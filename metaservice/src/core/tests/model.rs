@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use memcache_proto::pb::{LocateOutcome, ReserveOutcome, SealOutcome};
+use memcache_proto::pb::{LocateOutcome, PinOutcome, ReserveOutcome, SealOutcome};
 use memcache_types::extent_bytes;
 
 use super::{DEAD, LEASE, SETTINGS, TTL};
@@ -45,6 +45,11 @@ struct Lent {
     heard: u64,
 }
 
+/// Above the rank of every object without a pin.
+pub(super) const WITHOUT_PINS: (u8, u64, u64) = (1, 0, 0);
+/// Above the rank of every object that may go at all.
+pub(super) const ALL_THAT_MAY_GO: (u8, u64, u64) = (2, 0, 0);
+
 #[derive(Clone, Debug, Default)]
 pub(super) struct Model {
     pub(super) now: u64,
@@ -58,6 +63,8 @@ pub(super) struct Model {
     resting: Vec<(u64, Run)>,
     nodes: BTreeMap<u64, Lent>,
     newest: BTreeMap<u64, u64>,
+    /// By key: until when, if not for ever, and a number that tells pins of one time apart.
+    pub(super) pins: BTreeMap<String, (Option<u64>, u64)>,
 }
 
 impl Model {
@@ -72,6 +79,16 @@ impl Model {
         let over: Vec<u64> = self.leases.iter().filter(|(_, l)| l.deadline <= now).map(|(id, _)| *id).collect();
         for id in over {
             self.end_lease(id);
+        }
+        let mut over: Vec<(u64, u64, String)> = self
+            .pins
+            .iter()
+            .filter_map(|(key, (until, number))| until.map(|until| (until, *number, key.clone())))
+            .filter(|(until, ..)| *until <= now)
+            .collect();
+        over.sort_unstable();
+        for (_, _, key) in over {
+            self.unpin(&key);
         }
         let silent: Vec<u64> = self.nodes.iter().filter(|(_, n)| n.heard + DEAD <= now).map(|(id, _)| *id).collect();
         for node in silent {
@@ -102,6 +119,57 @@ impl Model {
         }
     }
 
+    /// Ends a pin; whether there was one. That is a use.
+    pub(super) fn unpin(&mut self, key: &str) -> bool {
+        let pinned = self.pins.remove(key).is_some();
+        if pinned {
+            self.touch(self.readable[key]);
+        }
+        pinned
+    }
+
+    pub(super) fn pin(&mut self, key: &str, ttl_ms: Option<u64>) -> PinOutcome {
+        let Some(generation) = self.readable.get(key).copied() else { return PinOutcome::PinAbsent };
+        let until = ttl_ms.map(|ms| self.now + ms);
+        match (self.pins.get(key), until) {
+            (Some((None, _)), _) => return PinOutcome::Pinned,
+            (Some((Some(before), _)), Some(until)) if *before > until => return PinOutcome::Pinned,
+            _ => {}
+        }
+        let own = &self.stored[&generation];
+        if until.is_none() {
+            let is_hard = |key: &str| self.pins.get(key).is_some_and(|(until, _)| until.is_none());
+            let others = self.readable.iter().filter(|(key, _)| is_hard(key)).map(|(_, other)| self.stored[other].run);
+            let held: u64 = others.filter(|run| run.0 == own.run.0).map(|run| run.2).sum();
+            let lent = self.nodes.values().find(|lent| lent.segment == own.run.0).expect("a segment of the pool");
+            if held + own.run.2 > lent.bytes * u64::from(SETTINGS.hard_pin_ppm) / 1_000_000 {
+                return PinOutcome::PinOverQuota;
+            }
+        }
+        self.uses += 1;
+        self.pins.insert(key.to_owned(), (until, self.uses));
+        self.touch(generation);
+        PinOutcome::Pinned
+    }
+
+    /// Pins of keys that are no longer readable are over.
+    fn forget_pins(&mut self) {
+        self.pins.retain(|key, _| self.readable.contains_key(key));
+    }
+
+    /// When an object goes, among all that may: without a pin by last use, then under soft pins by their end.
+    fn rank(&self, stored: &Stored) -> Option<(u8, u64, u64)> {
+        if stored.leases > 0 {
+            return None;
+        }
+        let readable = self.readable.get(&stored.key).is_some_and(|own| self.stored[own].run == stored.run);
+        match self.pins.get(&stored.key).filter(|_| readable) {
+            None => Some((0, stored.used, 0)),
+            Some((None, _)) => None,
+            Some((Some(until), number)) => Some((1, *until, *number)),
+        }
+    }
+
     pub(super) fn look(&self, key: &str) -> LocateOutcome {
         match self.readable.contains_key(key) {
             true => LocateOutcome::Located,
@@ -126,12 +194,18 @@ impl Model {
         }
     }
 
-    fn taken(&self, idle_too: bool) -> Vec<Run> {
-        let stored = self.stored.values().filter(|stored| idle_too || stored.leases > 0).map(|stored| stored.run);
+    /// Runs in use without those of objects of a rank below this.
+    fn taken_without(&self, rank: Option<(u8, u64, u64)>) -> Vec<Run> {
+        let stays = |stored: &&Stored| rank.is_none_or(|rank| self.rank(stored).is_none_or(|own| own >= rank));
+        let stored = self.stored.values().filter(stays).map(|stored| stored.run);
         stored
             .chain(self.tickets.values().map(|ticket| ticket.run))
             .chain(self.resting.iter().map(|(_, run)| *run))
             .collect()
+    }
+
+    fn taken(&self) -> Vec<Run> {
+        self.taken_without(None)
     }
 
     fn longest_hole(&self, lent: &Lent, taken: &[Run]) -> u64 {
@@ -147,9 +221,9 @@ impl Model {
         if lent.usable_from <= self.now { longest } else { 0 }
     }
 
-    /// Whether an extent fits somewhere, on one node or on any, with or without eviction.
-    pub(super) fn fits(&self, payload: u64, node: Option<u64>, evicting: bool) -> bool {
-        let taken = self.taken(!evicting);
+    /// Whether an extent fits somewhere, on one node or on any, without the objects of a rank below this.
+    pub(super) fn fits(&self, payload: u64, node: Option<u64>, without: Option<(u8, u64, u64)>) -> bool {
+        let taken = self.taken_without(without);
         let asked = self.nodes.iter().filter(|(id, _)| node.is_none_or(|node| node == **id));
         asked.into_iter().any(|(_, lent)| self.longest_hole(lent, &taken) >= extent_bytes(payload))
     }
@@ -162,17 +236,18 @@ impl Model {
     /// as old as it can be, and none went in vain.
     pub(super) fn evict_for(&mut self, keys: &BTreeSet<String>, payload: u64) {
         let victims: Vec<Stored> = keys.iter().map(|key| self.stored[&self.readable[key]].clone()).collect();
-        let Some(newest) = victims.iter().map(|victim| victim.used).max() else { return };
+        assert!(victims.iter().all(|victim| self.rank(victim).is_some()), "a leased or hard-pinned object went");
+        let Some(newest) = victims.iter().filter_map(|victim| self.rank(victim)).max() else { return };
+        assert!(newest.0 == 0 || !self.fits(payload, None, Some(WITHOUT_PINS)), "a pin was given up in vain");
         let segment = victims[0].run.0;
-        assert!(victims.iter().all(|victim| victim.leases == 0 && victim.run.0 == segment));
+        assert!(victims.iter().all(|victim| victim.run.0 == segment));
         let lent = self.nodes.values().find(|lent| lent.segment == segment).expect("a segment of the pool");
         let hole_without = |gone: &dyn Fn(&Stored) -> bool| {
             let kept = self.stored.values().filter(|stored| !gone(stored)).map(|stored| stored.run);
-            let others =
-                self.taken(true).into_iter().filter(|run| self.stored.values().all(|stored| stored.run != *run));
+            let others = self.taken().into_iter().filter(|run| self.stored.values().all(|stored| stored.run != *run));
             self.longest_hole(lent, &kept.chain(others).collect::<Vec<_>>())
         };
-        let older = hole_without(&|stored| stored.leases == 0 && stored.used < newest);
+        let older = hole_without(&|stored| self.rank(stored).is_some_and(|rank| rank < newest));
         assert!(older < extent_bytes(payload), "a newer object went than had to");
         for spared in keys {
             let without =
@@ -183,14 +258,16 @@ impl Model {
             let generation = self.readable.remove(key).unwrap();
             self.stored.remove(&generation);
         }
+        self.forget_pins();
     }
 
     /// The core evicted these keys: never a leased one, and of each segment the least recently used.
     pub(super) fn evict(&mut self, keys: &BTreeSet<String>) {
         for key in keys {
             let victim = self.stored[&self.readable[key]].clone();
-            assert_eq!(victim.leases, 0, "{key} was evicted under a lease");
-            for other in self.stored.values().filter(|other| other.run.0 == victim.run.0 && other.leases == 0) {
+            assert!(self.rank(&victim).is_some_and(|rank| rank.0 == 0), "{key} was evicted under a lease or pin");
+            let may_go = |other: &&Stored| self.rank(other).is_some_and(|rank| rank.0 == 0);
+            for other in self.stored.values().filter(may_go).filter(|other| other.run.0 == victim.run.0) {
                 assert!(other.used >= victim.used || keys.contains(&other.key), "{key} went before {}", other.key);
             }
         }
@@ -203,7 +280,7 @@ impl Model {
     pub(super) fn reserved(&mut self, id: u64, client: u64, key: &str, run: Run, payload_bytes: u64) {
         let lent = self.nodes.values().find(|lent| lent.segment == run.0).expect("a segment of the pool");
         assert!(lent.usable_from <= self.now && run.1 + run.2 <= lent.bytes && run.1.is_multiple_of(64));
-        for (segment, offset, bytes) in self.taken(true) {
+        for (segment, offset, bytes) in self.taken() {
             assert!(segment != run.0 || offset + bytes <= run.1 || run.1 + run.2 <= offset, "space given out twice");
         }
         let ticket = Ticket { client, key: key.to_owned(), run, payload_bytes, deadline: self.now + TTL };
@@ -267,6 +344,7 @@ impl Model {
 
     pub(super) fn remove(&mut self, key: &str) -> bool {
         let Some(generation) = self.readable.remove(key) else { return false };
+        self.pins.remove(key);
         if self.stored[&generation].leases == 0 {
             self.stored.remove(&generation);
         }
@@ -299,11 +377,12 @@ impl Model {
         self.readable.retain(|_, generation| self.stored.contains_key(generation));
         self.tickets.retain(|_, ticket| ticket.run.0 != lent.segment);
         self.resting.retain(|(_, run)| run.0 != lent.segment);
+        self.forget_pins();
     }
 
     /// Bytes in use and bytes lent of every node.
     pub(super) fn bytes(&self) -> Vec<(u64, u64)> {
-        let taken = self.taken(true);
+        let taken = self.taken();
         let used = |lent: &Lent| taken.iter().filter(|run| run.0 == lent.segment).map(|run| run.2).sum();
         self.nodes.values().map(|lent| (used(lent), lent.bytes)).collect()
     }
@@ -324,7 +403,8 @@ impl Model {
             let over = before[index].0 > of(bytes, SETTINGS.high_watermark_ppm);
             assert!(over || !victims.contains(&segments[index]), "evicted below the high watermark");
             let low = of(bytes, SETTINGS.low_watermark_ppm);
-            let idle = self.stored.values().any(|stored| stored.run.0 == segments[index] && stored.leases == 0);
+            let may_go = |stored: &Stored| self.rank(stored).is_some_and(|rank| rank.0 == 0);
+            let idle = self.stored.values().any(|stored| stored.run.0 == segments[index] && may_go(stored));
             assert!(!over || used <= low || !idle, "stopped above the low watermark");
             assert!(last[index] == 0 || used + last[index] > low, "evicted more than needed");
         }

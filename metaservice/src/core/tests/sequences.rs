@@ -2,11 +2,12 @@
 
 use std::collections::BTreeSet;
 
+use memcache_proto::pb::PinOutcome;
 use memcache_types::extent_bytes;
 use proptest::prelude::*;
 use proptest::sample::Index;
 
-use super::model::Model;
+use super::model::{ALL_THAT_MAY_GO, Model};
 use super::*;
 
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ enum Step {
     Release { client: u64, which: Index },
     MatchPrefix { keys: Vec<u8> },
     Remove { keys: Vec<u8> },
+    Pin { keys: Vec<u8>, ttl_ms: Option<u64> },
+    Unpin { keys: Vec<u8> },
     RemoveAll,
     Join { node: u64, incarnation: u64, mib: u64, rests: bool },
     Heartbeat { node: u64, incarnation: u64 },
@@ -45,6 +48,8 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (client(), any::<Index>()).prop_map(|(client, which)| Step::Release { client, which }),
         2 => keys().prop_map(|keys| Step::MatchPrefix { keys }),
         1 => keys().prop_map(|keys| Step::Remove { keys }),
+        3 => (keys(), prop::option::of(1..2 * LEASE)).prop_map(|(keys, ttl_ms)| Step::Pin { keys, ttl_ms }),
+        1 => keys().prop_map(|keys| Step::Unpin { keys }),
         1 => Just(Step::RemoveAll),
         2 => (node(), 1u64..4, 1u64..3, any::<bool>()).prop_map(
             |(node, incarnation, mib, rests)| Step::Join { node, incarnation, mib, rests }
@@ -112,6 +117,14 @@ impl Both {
                 let removed = self.pool.with(|core, now, effects| core.remove(now, &batch(&keys), effects)).removed;
                 assert_eq!(removed, keys.iter().map(|key| self.model.remove(key)).collect::<Vec<_>>());
             }
+            Step::Pin { keys, ttl_ms } => self.pin(&names(&keys), ttl_ms),
+            Step::Unpin { keys } => {
+                let keys = names(&keys);
+                let asked: Vec<&str> = keys.iter().map(String::as_str).collect();
+                let mut unpinned: Vec<bool> = keys.iter().rev().map(|key| self.model.unpin(key)).collect();
+                unpinned.reverse();
+                assert_eq!(self.pool.unpin(&asked), unpinned);
+            }
             Step::RemoveAll => {
                 let removed = self.pool.with(Core::remove_all).removed;
                 let keys: Vec<String> = self.model.readable.keys().cloned().collect();
@@ -165,8 +178,9 @@ impl Both {
             assert_eq!(outcome, expected);
             return;
         }
-        let (fits, fits_evicting) = (self.model.fits(payload, None, false), self.model.fits(payload, None, true));
-        let fits_near = near.is_some() && self.model.fits(payload, near, false);
+        let fits = self.model.fits(payload, None, None);
+        let fits_evicting = self.model.fits(payload, None, Some(ALL_THAT_MAY_GO));
+        let fits_near = near.is_some() && self.model.fits(payload, near, None);
         assert_eq!(outcome == ReserveOutcome::Reserved, fits_evicting, "{outcome:?}");
         let evicted = self.gone();
         assert!(evicted.is_empty() || !fits, "evicted although it fits");
@@ -179,6 +193,19 @@ impl Both {
         } else {
             assert_eq!(outcome, ReserveOutcome::ReserveNoSpace);
         }
+    }
+
+    /// Soft pins from the tail on, which is to be given up first; hard ones from the head, which is to have the quota.
+    fn pin(&mut self, keys: &[String], ttl_ms: Option<u64>) {
+        let asked: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let outcomes = self.pool.pin(&asked, ttl_ms);
+        let expected: Vec<PinOutcome> = if ttl_ms.is_none() {
+            keys.iter().map(|key| self.model.pin(key, ttl_ms)).collect()
+        } else {
+            let from_tail: Vec<_> = keys.iter().rev().map(|key| self.model.pin(key, ttl_ms)).collect();
+            from_tail.into_iter().rev().collect()
+        };
+        assert_eq!(outcomes, expected);
     }
 
     fn locate(&mut self, client: u64, keys: &[String]) {
@@ -217,6 +244,8 @@ impl Both {
         let status = self.pool.status();
         assert_eq!(status.objects, self.model.readable.len() as u64);
         assert_eq!(status.reservations, self.model.tickets.len() as u64);
+        let soft = self.model.pins.values().filter(|(until, _)| until.is_some()).count() as u64;
+        assert_eq!((status.soft_pins, status.hard_pins), (soft, self.model.pins.len() as u64 - soft));
         assert_eq!(status.leases, self.model.leases.len() as u64);
         let bytes: Vec<(u64, u64)> = status.nodes.iter().map(|node| (node.used_bytes, node.capacity_bytes)).collect();
         assert_eq!(bytes, self.model.bytes());

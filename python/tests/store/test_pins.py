@@ -1,0 +1,89 @@
+"""Pins, through the Python API and the command."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+import memcache
+from memcache import PinStatus, PutStatus
+
+LENT_BYTES = 4 << 20
+VALUE = bytes((LENT_BYTES // 16) - 64)
+"""Sixteen of them fill a node."""
+
+
+@pytest.fixture
+def meta() -> Iterator[memcache.MetaService]:
+    with memcache.MetaService(listen="127.0.0.1:0", eviction_high_watermark=1.0, hard_pin_quota=0.125) as service:
+        yield service
+
+
+@pytest.fixture
+def store(meta: memcache.MetaService) -> Iterator[memcache.Store]:
+    with memcache.Store(meta_address=meta.address, lend_bytes=LENT_BYTES) as store:
+        yield store
+
+
+def fill(store: memcache.Store, name: str, count: int) -> list[str]:
+    keys = [f"{name}{number}" for number in range(count)]
+    assert store.put_batch(keys, [VALUE] * count).tolist() == [PutStatus.STORED] * count
+    return keys
+
+
+def test_pinned_keys_outlive_a_flood(store: memcache.Store) -> None:
+    hard, soft = fill(store, "hard", 2), fill(store, "soft", 2)
+    assert store.pin(hard, hard=True).tolist() == [PinStatus.PINNED] * 2
+    statuses = store.pin([*soft, "gone"], ttl_ms=3_600_000)
+    assert statuses.tolist() == [PinStatus.PINNED, PinStatus.PINNED, PinStatus.ABSENT]
+    for turn in range(4):
+        fill(store, f"flood{turn}-", 12)
+    assert store.exist_batch(hard + soft).all()
+    assert store.info("hard0")["pin"] == "hard"
+    found = store.info("soft0")
+    assert found["pin"] == "soft"
+    assert 0 < found["pin_left_ms"] <= 3_600_000
+    status = store.status()
+    assert (status["hard_pins"], status["soft_pins"]) == (2, 2)
+    assert status["nodes"][0]["hard_pinned_bytes"] == status["nodes"][0]["pin_quota_bytes"] == LENT_BYTES // 8
+    # All of it is wanted: the soft ones go, the hard ones stay.
+    fill(store, "last", 14)
+    assert store.exist_batch(hard).all()
+    assert not store.exist_batch(soft).any()
+    assert store.status()["pins_given_up"] == 2
+    assert store.unpin([*hard, *soft]).tolist() == [True, True, False, False]
+    fill(store, "more", 16)
+    assert not store.exist_batch(hard).any()
+
+
+def test_hard_pins_are_refused_past_their_quota_and_bad_times_by_name(store: memcache.Store) -> None:
+    keys = fill(store, "k", 4)
+    statuses = store.pin(keys, hard=True)
+    assert statuses.dtype == np.int32
+    assert statuses.tolist() == [PinStatus.PINNED, PinStatus.PINNED, PinStatus.OVER_QUOTA, PinStatus.OVER_QUOTA]
+    for arguments in ({}, {"ttl_ms": 5, "hard": True}, {"ttl_ms": 0}, {"ttl_ms": 1 << 40}):
+        with pytest.raises(memcache.InvalidArgument, match="ttl_ms"):
+            store.pin(keys, **arguments)
+
+
+def test_the_command_pins_and_unpins(meta: memcache.MetaService, store: memcache.Store) -> None:
+    fill(store, "k", 3)
+
+    def run(name: str, *arguments: str) -> str:
+        command = [sys.executable, "-m", "memcache.cli", name, "--meta-address", meta.address, *arguments]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+    text = run("pin", "--hard", "k0", "k1", "k2")
+    for part in ("k1: PINNED", "k2: OVER_QUOTA", "hard_pin_quota"):
+        assert part in text
+    assert json.loads(run("pin", "--ttl-ms", "60000", "--json", "k2", "x")) == {"k2": "PINNED", "x": "ABSENT"}
+    assert "hard pin" in run("info", "k0")
+    assert "soft pin, " in run("info", "k2")
+    assert "soft pins 1, 0.2 MiB   hard pins 2, 0.5 MiB" in run("status")
+    assert json.loads(run("unpin", "--json", "--hex", "6b30", "78")) == {"6b30": True, "78": False}
+    assert store.status()["hard_pins"] == 1
