@@ -118,13 +118,7 @@ impl Both {
                 assert_eq!(removed, keys.iter().map(|key| self.model.remove(key)).collect::<Vec<_>>());
             }
             Step::Pin { keys, ttl_ms } => self.pin(&names(&keys), ttl_ms),
-            Step::Unpin { keys } => {
-                let keys = names(&keys);
-                let asked: Vec<&str> = keys.iter().map(String::as_str).collect();
-                let mut unpinned: Vec<bool> = keys.iter().rev().map(|key| self.model.unpin(key)).collect();
-                unpinned.reverse();
-                assert_eq!(self.pool.unpin(&asked), unpinned);
-            }
+            Step::Unpin { keys } => self.unpin(&names(&keys)),
             Step::RemoveAll => {
                 let removed = self.pool.with(Core::remove_all).removed;
                 let keys: Vec<String> = self.model.readable.keys().cloned().collect();
@@ -157,6 +151,13 @@ impl Both {
             }
         }
         self.compare();
+    }
+
+    fn unpin(&mut self, keys: &[String]) {
+        let asked: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let mut unpinned: Vec<bool> = keys.iter().rev().map(|key| self.model.unpin(key)).collect();
+        unpinned.reverse();
+        assert_eq!(self.pool.unpin(&asked), unpinned);
     }
 
     /// Some tickets, and one that nobody holds.
