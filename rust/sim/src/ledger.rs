@@ -218,7 +218,9 @@ impl Ledger {
             }
             (request::Body::Work(_), reply::Body::Work(reply)) => return self.worked(truth, real_now, client, reply),
             (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => match asked.mode() {
-                pb::drain::Mode::Move | pb::drain::Mode::Drop => drop(self.draining.insert(asked.node)),
+                pb::drain::Mode::Move | pb::drain::Mode::Evict | pb::drain::Mode::Drop => {
+                    self.draining.insert(asked.node);
+                }
                 pb::drain::Mode::Cancel => drop(self.draining.remove(&asked.node)),
                 pb::drain::Mode::Look => {}
             },
