@@ -113,7 +113,7 @@ fn a_drain_that_evicts_moves_pinned_objects_however_cold() {
     let left = there(&mut pool);
     assert!([0, 3, 6].iter().all(|number| left.contains(number)), "{left:?}");
     assert_eq!(left.len(), 30);
-    assert!(left.iter().filter(|number| **number > 17).count() == 27, "no more of the hot than had to: {left:?}");
+    assert_eq!(left.iter().filter(|number| **number > 17).count(), 27, "no more of the hot than had to: {left:?}");
     assert_eq!((pool.status().hard_pins, pool.status().soft_pins), (2, 1));
 }
 
