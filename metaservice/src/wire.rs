@@ -302,8 +302,19 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
                 hard_pinned_bytes: node.hard_pinned_bytes,
                 pin_quota_bytes: node.pin_quota_bytes,
                 drain: drain_state(node.drain),
+                progress: node.drain.drain.map(|_| drain_progress(node.drain)),
             })
             .collect(),
+    }
+}
+
+fn drain_progress(report: DrainReport) -> pb::DrainProgress {
+    pb::DrainProgress {
+        left_bytes: report.bytes,
+        moved_objects: report.moved.objects,
+        moved_bytes: report.moved.bytes,
+        dropped_objects: report.dropped.objects,
+        dropped_bytes: report.dropped.bytes,
     }
 }
 

@@ -19,6 +19,9 @@ MIB = 1 << 20
 WAIT_STEP_S = 0.1
 """How often a drain that is waited for is looked at."""
 
+PROGRESS_STEP_S = 1.0
+"""How often the command says how far it is."""
+
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; its exit code: 0, 2 for bad settings, 1 if the pool cannot be reached."""
@@ -59,10 +62,19 @@ def _parser() -> argparse.ArgumentParser:
     drain = commands.add_parser("drain", help="empty a node so that it can leave; without waiting, unless --wait-ms")
     drain.add_argument("node", metavar="NODE", help="its id, as `memcache nodes` shows it")
     mode = drain.add_mutually_exclusive_group()
+    mode.add_argument(
+        "--evict",
+        dest="mode",
+        action="store_const",
+        const="evict",
+        help="where no other node has room, let the coldest objects of all nodes go",
+    )
     mode.add_argument("--drop", dest="mode", action="store_const", const="drop", help="let its objects go")
     mode.add_argument("--cancel", dest="mode", action="store_const", const="cancel", help="end a drain; the node stays")
     mode.add_argument("--look", dest="mode", action="store_const", const="look", help="only say how far it is")
-    drain.add_argument("--wait-ms", type=int, default=0, help="wait so long for its end, milliseconds")
+    drain.add_argument(
+        "--wait-ms", type=int, default=0, help="wait so long for its end and say how far it is, milliseconds"
+    )
     drain.set_defaults(mode="move")
     runs = ((status, _status), (nodes, _nodes), (info, _info), (drain, _drain), (pin, _pin), (unpin, _unpin))
     for command, run in runs:
@@ -179,15 +191,29 @@ def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], st
 def _drain(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
     found = store.drain(options.node, options.mode, options.timeout_ms)
     until = time.monotonic() + options.wait_ms / 1000
-    while options.mode in ("move", "drop") and time.monotonic() < until:
+    told = time.monotonic()
+    while options.mode in ("move", "evict", "drop") and time.monotonic() < until:
         time.sleep(WAIT_STEP_S)
+        if time.monotonic() - told >= PROGRESS_STEP_S:
+            told = time.monotonic()
+            print(_progress(found), file=sys.stderr, flush=True)
         try:
             found = store.drain(options.node, "look", options.timeout_ms)
         except InvalidArgument:
-            # It is empty and has left.
-            found = {"node": options.node, "state": "gone", "objects": 0}
+            # It is empty and has left. What moved since the last look, and what went, is not known.
+            found |= {"state": "gone", "objects": 0, "left_bytes": 0}
             break
-    return found, f"node {found['node']}: {found['state']}, {found['objects']} objects left"
+    return found, _progress(found)
+
+
+def _progress(found: dict[str, Any]) -> str:
+    text = f"node {found['node']}: {found['state']}, {found['objects']} objects left"
+    if found["state"] == "gone":
+        return text
+    amounts = (
+        f"{found[f'{what}_objects']} {what} ({found[f'{what}_bytes'] / MIB:.1f} MiB)" for what in ("moved", "dropped")
+    )
+    return f"{text} ({found['left_bytes'] / MIB:.1f} MiB), {', '.join(amounts)}"
 
 
 def _table(status: dict[str, Any]) -> str:

@@ -343,9 +343,14 @@ class Store:
         """Begins to empty a node, so that it can leave: it gets no new objects. Does not wait.
 
         ``node``: its id, as in :meth:`status`. ``mode``: ``"move"`` has other nodes copy the objects that are only
-        there, as far as they have room; ``"drop"`` lets them go; ``"cancel"`` ends it and the node stays; ``"look"``
-        changes nothing. The answer: ``state`` (``"no"``, ``"draining"`` or ``"drained"``) and ``objects``, which are
-        left. A node that is drained leaves the pool by itself.
+        there, as far as they have room; ``"evict"`` does the same, and where no node has room the coldest objects of
+        all nodes are evicted until the rest fits, pinned ones never; ``"drop"`` lets them go; ``"cancel"`` ends it and
+        the node stays; ``"look"`` changes nothing. A node that is drained leaves the pool by itself.
+
+        The answer: ``state`` (``"no"``, ``"draining"`` or ``"drained"``); ``objects`` and ``left_bytes``, which are
+        left, the bytes with what is written or still read; and since the drain began ``moved_objects`` and
+        ``moved_bytes``, which are on other nodes now, ``dropped_objects`` and ``dropped_bytes``, which were the last of
+        their keys and are lost.
 
         Raises :class:`memcache.InvalidArgument` where there is no such node.
         """

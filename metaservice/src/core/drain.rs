@@ -7,12 +7,12 @@ use super::clock::Millis;
 use super::effect::Effect;
 use super::index::Entry;
 use super::limits::{REPLY_REPAIRS_SEEN_MAX, TICK_DRAINED_MAX};
-use super::node::{Drain, Node};
+use super::node::{Amount, Drain, Node};
 use super::object::Object;
-
 use super::repair::Hand;
 use super::segment::Segment;
 use super::slab::Slot;
+use super::squeeze::Squeeze;
 
 /// How far a node is with being emptied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub struct DrainReport {
     pub drain: Option<Drain>,
     /// Readable objects that it still holds.
     pub objects: u64,
+    /// What is taken of its memory still: extents of objects, reservations, and what rests or is read.
+    pub bytes: u64,
+    /// What has left it since this began and is in the pool still: readable on another node.
+    pub moved: Amount,
+    /// What has left it since then and is lost: it was the last of its key.
+    pub dropped: Amount,
     /// Whether nothing is left, neither objects nor reservations nor anything that is read.
     pub is_empty: bool,
 }
@@ -38,7 +44,11 @@ impl Core {
         self.advance(now, effects);
         let slot = self.node_ids.get(&node).copied()?;
         if self.nodes[slot].drain != drain {
-            self.nodes[slot].drain = drain;
+            let known = &mut self.nodes[slot];
+            if known.drain.is_none() {
+                (known.moved, known.dropped) = (Amount::default(), Amount::default());
+            }
+            known.drain = drain;
             if drain.is_some() {
                 self.draining.insert(slot);
             } else {
@@ -63,11 +73,25 @@ impl Core {
     pub(super) fn drain_report(&self, slot: Slot<Node>) -> DrainReport {
         let node = &self.nodes[slot];
         let segments = || node.segments.iter().map(|slot| &self.segments[*slot]);
+        let bytes = segments().map(|segment| segment.space.used_bytes()).sum();
         DrainReport {
             drain: node.drain,
             objects: segments().map(|segment| segment.objects).sum(),
-            is_empty: segments().all(|segment| segment.space.used_bytes() == 0),
+            bytes,
+            moved: node.moved,
+            dropped: node.dropped,
+            is_empty: bytes == 0,
         }
+    }
+
+    /// An object is about to be lost, evicted or let go: it counts if its node is being emptied.
+    pub(super) fn count_drained(&mut self, object: Slot<Object>) {
+        let Some(node) = self.node_of(object).filter(|node| self.is_draining(*node)) else { return };
+        let Some(entry) = self.objects[object].entry else { return };
+        let bytes = self.objects[object].extent_bytes();
+        let is_elsewhere = self.chain(entry).any(|other| other != object && self.is_live(other));
+        let node = &mut self.nodes[node];
+        if is_elsewhere { node.moved.add(bytes) } else { node.dropped.add(bytes) }
     }
 
     pub(super) fn is_draining(&self, node: Slot<Node>) -> bool {
@@ -95,6 +119,7 @@ impl Core {
                     budget -= 1;
                     let Some(entry) = self.objects[object].entry else { break };
                     if drop || self.lasting(entry) > 0 {
+                        self.count_drained(object);
                         self.lose(object);
                     } else if self.bury_of(entry) && !self.is_alone(object) {
                         break; // its siblings are on nodes that are being emptied too
@@ -116,6 +141,7 @@ impl Core {
         let leaving: Vec<_> =
             self.segments[segment].pinned.iter(&self.objects).filter(has_others).take(budget).collect();
         for object in &leaving {
+            self.count_drained(*object);
             self.lose(*object);
         }
         leaving.len()
@@ -131,6 +157,7 @@ impl Core {
             .filter(|object| self.node_of(*object).is_some_and(|node| self.is_draining(node)))
             .collect();
         for object in leaving {
+            self.count_drained(object);
             self.remove_object(object);
         }
     }
@@ -139,16 +166,20 @@ impl Core {
     pub(super) fn moves_wanted(&self) -> bool {
         self.draining.iter().any(|node| {
             let node = &self.nodes[*node];
-            node.drain == Some(Drain::Move) && node.segments.iter().any(|slot| self.segments[*slot].objects > 0)
+            matches!(node.drain, Some(Drain::Move | Drain::Evict))
+                && node.segments.iter().any(|slot| self.segments[*slot].objects > 0)
         })
     }
 
     /// Hands out copies of objects on nodes that are being emptied, those used last first. An object under a lease, as
     /// the sources of copies are, has its turn when the lease is over.
     pub(super) fn hand_out_moves(&mut self, hand: &mut Hand) {
-        let nodes = self.draining.iter().copied().filter(|node| self.nodes[*node].drain == Some(Drain::Move));
-        let segments: Vec<_> = nodes.flat_map(|node| self.nodes[node].segments.clone()).collect();
-        for segment in segments {
+        let nodes = self.draining.iter().map(|node| &self.nodes[*node]).filter(|node| node.drain != Some(Drain::Drop));
+        let segments: Vec<_> = nodes
+            .flat_map(|node| node.segments.iter().map(|segment| (*segment, node.drain == Some(Drain::Evict))))
+            .collect();
+        let mut squeeze = None;
+        for (segment, evicts) in segments {
             let Segment { surplus, idle, pinned, .. } = &self.segments[segment];
             let rest = surplus.iter(&self.objects).chain(idle.iter(&self.objects));
             let objects: Vec<Slot<Object>> =
@@ -157,11 +188,18 @@ impl Core {
                 if !hand.has_room() {
                     return;
                 }
-                let Some(entry) = self.objects[object].entry else { continue };
+                // One that was looked at before may have made room.
+                let Some(entry) = self.objects.get(object).and_then(|object| object.entry) else { continue };
                 // Handing out the copy of one replica puts its siblings under a lease, too.
                 if self.objects[object].leases == 0 && self.index.get(entry).writers() == 0 && self.lasting(entry) == 0
                 {
-                    self.hand_out(hand, entry);
+                    let is_out = self.hand_out(hand, entry);
+                    if !is_out && evicts {
+                        let squeeze = squeeze.get_or_insert_with(|| Squeeze::new(self));
+                        if self.squeeze(squeeze, hand.node, object) {
+                            self.hand_out(hand, entry);
+                        }
+                    }
                 }
             }
         }

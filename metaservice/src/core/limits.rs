@@ -63,6 +63,9 @@ pub const TICK_KEYS_SEEN_MAX: usize = 8192;
 /// Most objects that one tick takes from nodes that are being drained.
 pub const TICK_DRAINED_MAX: usize = 4096;
 
+/// Most objects that one reply with copies evicts for them.
+pub const REPLY_EVICTIONS_MAX: usize = 256;
+
 /// Most pins.
 pub const PINS_MAX: usize = 1 << 20;
 

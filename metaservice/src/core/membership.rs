@@ -10,7 +10,7 @@ use super::drain::DrainReport;
 use super::effect::{Effect, GoneReason};
 use super::limits::{DEPARTED_MAX, NODES_MAX};
 use super::list::List;
-use super::node::Node;
+use super::node::{Amount, Node};
 use super::pins::Pinned;
 use super::record::Table;
 use super::refusal::Refusal;
@@ -139,6 +139,8 @@ impl Core {
             name: name.into(),
             segments: Vec::new(),
             drain: None,
+            moved: Amount::default(),
+            dropped: Amount::default(),
             heard: self.now,
         });
         self.node_ids.insert(node, slot);

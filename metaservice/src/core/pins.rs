@@ -57,6 +57,8 @@ pub(super) struct Pinned {
     pub(super) soft_idle_bytes: u64,
     /// Without leases, under hard pins.
     hard: List<Object>,
+    /// Their extents.
+    pub(super) hard_idle_bytes: u64,
     /// Extents of all readable objects under soft and under hard pins.
     pub(super) soft_bytes: u64,
     /// See `soft_bytes`.
@@ -65,7 +67,14 @@ pub(super) struct Pinned {
 
 impl Pinned {
     pub(super) const fn new() -> Self {
-        Self { soft: BTreeSet::new(), soft_idle_bytes: 0, hard: List::new(), soft_bytes: 0, hard_bytes: 0 }
+        Self {
+            soft: BTreeSet::new(),
+            soft_idle_bytes: 0,
+            hard: List::new(),
+            hard_idle_bytes: 0,
+            soft_bytes: 0,
+            hard_bytes: 0,
+        }
     }
 
     /// When the first soft pin of an idle object ends, and the object.
@@ -201,12 +210,12 @@ impl Core {
         let bytes = object.extent_bytes();
         if let Some(segment) = object.segment {
             let pinned = &mut self.segments[segment].pinned;
-            match until {
-                Some(until) => {
-                    pinned.soft.insert((until, number, slot));
-                    pinned.soft_idle_bytes += bytes;
-                }
-                None => pinned.hard.push(&mut self.objects, slot),
+            if let Some(until) = until {
+                pinned.soft.insert((until, number, slot));
+                pinned.soft_idle_bytes += bytes;
+            } else {
+                pinned.hard.push(&mut self.objects, slot);
+                pinned.hard_idle_bytes += bytes;
             }
         }
         true
@@ -219,12 +228,12 @@ impl Core {
         let bytes = object.extent_bytes();
         if let Some(segment) = object.segment {
             let pinned = &mut self.segments[segment].pinned;
-            match until {
-                Some(until) => {
-                    pinned.soft.remove(&(until, number, slot));
-                    pinned.soft_idle_bytes -= bytes;
-                }
-                None => pinned.hard.unlink(&mut self.objects, slot),
+            if let Some(until) = until {
+                pinned.soft.remove(&(until, number, slot));
+                pinned.soft_idle_bytes -= bytes;
+            } else {
+                pinned.hard.unlink(&mut self.objects, slot);
+                pinned.hard_idle_bytes -= bytes;
             }
         }
         true

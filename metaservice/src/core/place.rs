@@ -12,6 +12,9 @@ use super::policy::{Rank, Shelved};
 use super::segment::Segment;
 use super::slab::Slot;
 
+/// The order in which victims of several segments go, the least first: replicas of keys that have others before the last.
+pub(super) type Order = (bool, Rank);
+
 /// Where a writer would like its object to be.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Wish<'a> {
@@ -136,7 +139,7 @@ impl Core {
 
     /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have others,
     /// the longest unused first, then the last ones of their keys, as the policy says.
-    fn victim_of(&mut self, slot: Slot<Segment>) -> Option<((bool, Rank), Slot<Object>)> {
+    pub(super) fn victim_of(&mut self, slot: Slot<Segment>) -> Option<(Order, Slot<Object>)> {
         while let Some(object) = self.segments[slot].surplus.oldest() {
             let entry = self.objects[object].entry?;
             let lives = |other: &Slot<Object>| *other != object && self.is_live(*other);
@@ -190,7 +193,8 @@ impl Core {
     }
 
     /// Evicts one replica. There was no room for as many as its key should have: it is to have those that are left.
-    fn evict(&mut self, victim: Slot<Object>) {
+    pub(super) fn evict(&mut self, victim: Slot<Object>) {
+        self.count_drained(victim);
         self.evicted_objects += 1;
         self.evicted_bytes += self.objects[victim].extent_bytes();
         let entry = self.objects[victim].entry;

@@ -226,10 +226,7 @@ impl Core {
 
     /// Takes space on a node that does not push it over its high watermark: copies evict nothing, now or soon.
     fn take_spare(&mut self, node: Slot<Node>, bytes: u64) -> Option<(Slot<Segment>, u64)> {
-        let own = || self.nodes[node].segments.iter().map(|slot| &self.segments[*slot].space);
-        let capacity: u128 = own().map(|space| u128::from(space.bytes())).sum();
-        let used: u128 = own().map(|space| u128::from(space.used_bytes())).sum();
-        if used + u128::from(bytes) > capacity * u128::from(self.settings.high_watermark_ppm) / 1_000_000 {
+        if bytes > self.spare_of(node) {
             return None;
         }
         let slot = self.roomiest_of(node, bytes)?;

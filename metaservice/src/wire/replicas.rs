@@ -3,7 +3,7 @@
 use memcache_proto::{pack, pb};
 use memcache_types::{ClientId, Incarnation, KeyBatch, LeaseId, NodeId};
 
-use super::{Fault, drain_state};
+use super::{Fault, drain_progress, drain_state};
 use crate::core::{CopyTask, Core, Drain, Effect, KeyReport, Millis, PinReport, ReplicaReport};
 
 pub(super) fn work(
@@ -48,6 +48,7 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
     let report = match request.mode() {
         pb::drain::Mode::Look => core.drain_state(now, node, effects),
         pb::drain::Mode::Move => core.drain(now, node, Some(Drain::Move), effects),
+        pb::drain::Mode::Evict => core.drain(now, node, Some(Drain::Evict), effects),
         pb::drain::Mode::Drop => core.drain(now, node, Some(Drain::Drop), effects),
         pb::drain::Mode::Cancel => core.drain(now, node, None, effects),
     };
@@ -55,6 +56,7 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
         known: true,
         state: drain_state(report),
         objects: report.objects,
+        progress: Some(drain_progress(report)),
     })
 }
 

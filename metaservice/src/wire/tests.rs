@@ -103,7 +103,7 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         }),
         1 => numbers().prop_map(|leases| Body::Renew(pb::Renew { leases })),
         1 => keys().prop_map(|keys| Body::Info(pb::Info { keys })),
-        1 => (number(), 0i32..6).prop_map(|(node, mode)| Body::Drain(pb::Drain { node, mode })),
+        1 => (number(), 0i32..7).prop_map(|(node, mode)| Body::Drain(pb::Drain { node, mode })),
     ];
     prop_oneof![20 => some.prop_map(Some), 1 => Just(None)]
 }

@@ -205,3 +205,57 @@ def test_info_tells_where_a_key_is(quick_meta: memcache.MetaService, quick_node:
     nodes = [*command[:3], "nodes", "--meta-address", quick_meta.address, "--json"]
     done = subprocess.run(nodes, capture_output=True, text=True, timeout=30, check=True)
     assert {node["name"]: node["drain"] for node in json.loads(done.stdout)} == {"a": "no", "b": "no"}
+
+
+def test_a_node_is_drained_into_a_full_pool_and_the_hottest_stay(
+    quick_meta: memcache.MetaService, quick_node: Callable[..., Program]
+) -> None:
+    size = 1 << 20
+    for name in ("a", "b", "c"):
+        quick_node(f"node_name={name}", "lend_bytes=16MB")
+    with memcache.Store(meta_address=quick_meta.address, timeout_ms=10_000) as store:
+        nodes = {node["name"]: node["node"] for node in store.status()["nodes"]}
+        # Fifteen fit on each under its high watermark.
+        numbers = range(45)
+        values = [np.full(size, number, np.uint8) for number in numbers]
+        for number in numbers:
+            node = nodes["abc"[number % 3]]
+            assert store.put(f"key {number}", values[number], preferred_nodes=[node]) == PutStatus.STORED
+        assert store.status()["evicted_objects"] == 0
+        # Of all only these are read, again and again.
+        hot = [number for number in numbers if number >= 24]
+        target = np.zeros(size, np.uint8)
+        for _ in range(3):
+            for number in hot:
+                assert store.get_into(f"key {number}", target) == size
+            time.sleep(1.1)  # uses within a second count once
+        assert eventually(lambda: store.status()["leases"] == 0)
+
+        before = store.drain(nodes["a"], "look")
+        assert (before["state"], before["objects"], before["moved_objects"]) == ("no", 15, 0)
+        assert all(node["drain_progress"] is None for node in store.status()["nodes"])
+        store.drain(nodes["a"])
+        time.sleep(0.5)
+        waiting = store.drain(nodes["a"], "look")
+        assert (waiting["state"], waiting["objects"]) == ("draining", 15), "no node has room"
+        told = next(node for node in store.status()["nodes"] if node["name"] == "a")["drain_progress"]
+        assert (told["left_bytes"], told["dropped_objects"]) == (waiting["left_bytes"], 0)
+
+        command = [sys.executable, "-m", "memcache.cli", "drain", nodes["a"], "--meta-address", quick_meta.address]
+        done = subprocess.run(
+            [*command, "--evict", "--json", "--wait-ms", "30000"],
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=True,
+        )
+        assert json.loads(done.stdout)["state"] == "gone"
+        for number in hot:
+            target[:] = 255
+            assert store.get_into(f"key {number}", target) == size, number
+            assert (target == number).all()
+        status = store.status()
+        assert len(status["nodes"]) == 2
+        # What fits under the watermark of the two stays: the cold ones went, and no more of them than had to.
+        assert len(hot) < status["objects"] <= 30
+        assert status["objects"] + status["evicted_objects"] == 45

@@ -1,6 +1,6 @@
 //! Reports of the MetaService as Python dicts.
 
-use memcache_proto::pb::{DrainState, KeyInfo, LocateOutcome, StatusReply};
+use memcache_proto::pb::{DrainProgress, DrainState, KeyInfo, LocateOutcome, StatusReply};
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 
@@ -17,6 +17,13 @@ pub(crate) fn status_dict<'py>(py: Python<'py>, epoch: u64, reply: &StatusReply)
         entry.set_item("objects", node.objects)?;
         entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
         entry.set_item("drain", drain_name(node.drain()))?;
+        if let Some(progress) = &node.progress {
+            let found = PyDict::new(py);
+            drain_progress(&found, progress)?;
+            entry.set_item("drain_progress", found)?;
+        } else {
+            entry.set_item("drain_progress", py.None())?;
+        }
         entry.set_item("unrecorded", node.unrecorded)?;
         entry.set_item("listing", node.listing)?;
         entry.set_item("soft_pinned_bytes", node.soft_pinned_bytes)?;
@@ -72,6 +79,15 @@ pub(crate) fn key_info<'py>(py: Python<'py>, info: &KeyInfo) -> PyResult<Bound<'
     found.set_item("pin_left_ms", info.soft_pin.then_some(info.pin_left_ms))?;
     found.set_item("replicas", replicas)?;
     Ok(found)
+}
+
+/// What is left of a node that is being emptied, and what became of the rest.
+pub(crate) fn drain_progress(found: &Bound<'_, PyDict>, progress: &DrainProgress) -> PyResult<()> {
+    found.set_item("left_bytes", progress.left_bytes)?;
+    found.set_item("moved_objects", progress.moved_objects)?;
+    found.set_item("moved_bytes", progress.moved_bytes)?;
+    found.set_item("dropped_objects", progress.dropped_objects)?;
+    found.set_item("dropped_bytes", progress.dropped_bytes)
 }
 
 pub(crate) const fn drain_name(state: DrainState) -> &'static str {

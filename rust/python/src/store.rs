@@ -22,7 +22,7 @@ use crate::config::{Overrides, store_config};
 use crate::embedded::host_or_find;
 use crate::errors::{InvalidArgument, store_error};
 use crate::layout::KvLayout;
-use crate::report::{drain_name, key_info, status_dict};
+use crate::report::{drain_name, drain_progress, key_info, status_dict};
 
 /// A client of one pool.
 #[pyclass(frozen, module = "memcache._core")]
@@ -312,7 +312,7 @@ impl Store {
         PyList::new(py, infos)
     }
 
-    /// Begins to empty a node ("move" or "drop"), cancels it ("cancel"), or looks ("look"); what there is to know.
+    /// Begins to empty a node ("move", "evict" or "drop"), cancels it ("cancel"), or looks ("look"); what there is to know.
     #[pyo3(signature = (node, mode, timeout_ms=None))]
     fn drain<'py>(
         &self,
@@ -325,10 +325,11 @@ impl Store {
         let wanted = match mode {
             "look" => Mode::Look,
             "move" => Mode::Move,
+            "evict" => Mode::Evict,
             "drop" => Mode::Drop,
             "cancel" => Mode::Cancel,
             _ => {
-                let message = format!("mode = {mode:?}: want \"move\", \"drop\", \"cancel\" or \"look\"");
+                let message = format!("mode = {mode:?}: want \"move\", \"evict\", \"drop\", \"cancel\" or \"look\"");
                 return Err(InvalidArgument::new_err(message));
             }
         };
@@ -341,6 +342,7 @@ impl Store {
         found.set_item("node", node.to_string())?;
         found.set_item("state", drain_name(reply.state()))?;
         found.set_item("objects", reply.objects)?;
+        drain_progress(&found, &reply.progress.unwrap_or_default())?;
         Ok(found)
     }
 

@@ -91,6 +91,8 @@ pub struct Ledger {
     pub nodes: BTreeMap<u64, u64>,
     /// Nodes that are being emptied.
     pub draining: BTreeSet<u64>,
+    /// Those of them for which copies may evict.
+    evicting: BTreeSet<u64>,
     /// Segments whose nodes have not told all, or whose memory has not rested.
     listing: BTreeSet<u64>,
     /// Space that is not free, by generation.
@@ -124,6 +126,7 @@ impl Ledger {
             segments: BTreeMap::new(),
             nodes: BTreeMap::new(),
             draining: BTreeSet::new(),
+            evicting: BTreeSet::new(),
             listing: BTreeSet::new(),
             extents: BTreeMap::new(),
             leases: BTreeMap::new(),
@@ -169,6 +172,7 @@ impl Ledger {
     fn drop_node(&mut self, node: u64) {
         self.nodes.remove(&node);
         self.draining.remove(&node);
+        self.evicting.remove(&node);
         self.segments.retain(|_, segment| segment.place.0 != node);
         let segments = &self.segments;
         self.extents.retain(|_, extent| segments.contains_key(&extent.segment));
@@ -217,11 +221,7 @@ impl Ledger {
                 self.removed(truth, asked, reply);
             }
             (request::Body::Work(_), reply::Body::Work(reply)) => return self.worked(truth, real_now, client, reply),
-            (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => match asked.mode() {
-                pb::drain::Mode::Move | pb::drain::Mode::Drop => drop(self.draining.insert(asked.node)),
-                pb::drain::Mode::Cancel => drop(self.draining.remove(&asked.node)),
-                pb::drain::Mode::Look => {}
-            },
+            (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => self.drained(*asked),
             (_, reply::Body::Describe(reply)) => {
                 for info in &reply.segments {
                     incarnation::check(self, info.segment)?;
@@ -310,13 +310,7 @@ impl Ledger {
             if reply.records.get(at).is_some_and(|record| *record != 0) {
                 truth.recorded.insert(generation);
             }
-            let evicted: Vec<u64> =
-                self.extents.iter().filter(|(_, other)| other.meets(&new)).map(|(generation, _)| *generation).collect();
-            for generation in &evicted {
-                self.extents.remove(generation);
-                truth.kept.remove(generation);
-            }
-            self.evicted += evicted.len() as u64;
+            self.evict_under(truth, &new);
             if let Some(now) = real_now {
                 // The writer keeps to what it was told.
                 let promise = self.promise(truth, &new, now + u64::from(reply.ttl_ms));
@@ -407,7 +401,11 @@ impl Ledger {
             generations::check(truth, task.generation)?;
             incarnation::check(self, task.segment)?;
             rest::check_listed(self.listing.contains(&task.segment), &new)?;
-            overlap::check_free(self, &new)?;
+            if self.evicting.is_empty() {
+                overlap::check_free(self, &new)?;
+            }
+            overlap::check(self, &new)?;
+            self.evict_under(truth, &new);
             if task.record != 0 {
                 truth.recorded.insert(task.generation);
             }
@@ -429,6 +427,30 @@ impl Ledger {
             self.leases.insert(reply.lease, Lease { client, until, objects: sources });
         }
         Ok(())
+    }
+
+    /// What the new extent lies on was evicted for it.
+    fn evict_under(&mut self, truth: &mut Truth, new: &Extent) {
+        let met = self.extents.iter().filter(|(_, other)| other.meets(new));
+        let evicted: Vec<u64> = met.map(|(generation, _)| *generation).collect();
+        for generation in &evicted {
+            self.extents.remove(generation);
+            truth.kept.remove(generation);
+        }
+        self.evicted += evicted.len() as u64;
+    }
+
+    fn drained(&mut self, asked: pb::Drain) {
+        match asked.mode() {
+            pb::drain::Mode::Look => return,
+            pb::drain::Mode::Cancel => self.draining.remove(&asked.node),
+            _ => self.draining.insert(asked.node),
+        };
+        if asked.mode() == pb::drain::Mode::Evict {
+            self.evicting.insert(asked.node);
+        } else {
+            self.evicting.remove(&asked.node);
+        }
     }
 
     /// The longest run of a segment in which nothing lies.

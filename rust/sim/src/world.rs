@@ -294,7 +294,7 @@ impl World {
             }
             7 if jumps => self.ahead += ms * 4,
             7 if node_faults => {
-                let mode = [Mode::Move, Mode::Move, Mode::Drop, Mode::Cancel][usize::try_from(ms % 4).unwrap_or(0)];
+                let mode = [Mode::Move, Mode::Evict, Mode::Drop, Mode::Cancel][usize::try_from(ms % 4).unwrap_or(0)];
                 self.drain(index, mode);
             }
             _ => {}

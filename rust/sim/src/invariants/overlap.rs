@@ -3,7 +3,7 @@
 use super::{Violation, hold};
 use crate::ledger::{Extent, Ledger};
 
-/// The book granted `new` for a copy: copies evict nothing.
+/// The book granted `new` for a copy: copies evict nothing, but for nodes that are emptied that way.
 pub fn check_free(ledger: &Ledger, new: &Extent) -> Result<(), Violation> {
     let met = ledger.extents.iter().find(|(_, other)| other.meets(new));
     hold("overlap", met.is_none(), || format!("a copy {new:?} was granted over {met:?}"))
