@@ -23,6 +23,7 @@ const SETTINGS: Settings = Settings {
     high_watermark_ppm: 1_000_000,
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
+    hot_replica_bytes: 0,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -16,6 +16,7 @@ mod drain;
 mod effect;
 mod fingerprints;
 mod hole;
+mod hot;
 mod index;
 pub mod limits;
 mod list;
@@ -65,6 +66,7 @@ pub use self::reserve::{Clear, ReserveReply, ReserveRequest, Ticket};
 pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 
 use self::fingerprints::Fingerprints;
+use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
 use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
@@ -99,6 +101,8 @@ pub struct Settings {
     pub low_watermark_ppm: u32,
     /// What hard pins may hold, in millionths of a node's memory.
     pub hard_pin_ppm: u32,
+    /// What all extra replicas of hot keys may hold, in bytes; 0: there are none.
+    pub hot_replica_bytes: u64,
     /// Which objects go first.
     pub policy: EvictionPolicy,
 }
@@ -141,6 +145,11 @@ pub struct Core {
     pins: Pins,
     /// Reservations that copy replicas.
     copies: usize,
+    /// Replicas beyond those asked for, and extents of those under way.
+    extras: Extras,
+    extras_coming: u64,
+    /// `None`: hot keys get none.
+    hot: Option<Box<Hot>>,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
     /// Newest incarnation of nodes that are gone, and the order in which they went.
     departed: BTreeMap<NodeId, Incarnation>,
@@ -201,6 +210,9 @@ impl Core {
             repairs: Repairs::default(),
             pins: Pins::default(),
             copies: 0,
+            extras: Extras::default(),
+            extras_coming: 0,
+            hot: (settings.hot_replica_bytes > 0).then(|| Box::new(Hot::new(now))),
             node_ids: BTreeMap::new(),
             departed: BTreeMap::new(),
             departed_order: VecDeque::new(),
@@ -257,6 +269,7 @@ impl Core {
         let buries = self.bury(TICK_BURIALS_MAX);
         let drains = self.drain_step();
         self.find_repairs();
+        self.retire_extras();
         self.evict_to_watermark(effects) || buries || drains
     }
 

@@ -282,6 +282,8 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
         repairs_waiting: report.repairs_waiting,
         copies: report.copies,
         copied: report.copied,
+        extra_replicas: report.extra_replicas,
+        extra_bytes: report.extra_bytes,
         soft_pins: report.soft_pins,
         hard_pins: report.hard_pins,
         pins_given_up: report.pins_given_up,

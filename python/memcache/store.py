@@ -320,7 +320,8 @@ class Store:
 
     def status(self, timeout_ms: int | None = None) -> dict[str, Any]:
         """The pool: ``nodes`` (a dict each), ``objects``, ``capacity_bytes``, ``used_bytes``, ``epoch``, ``unrecorded``
-        (replicas that a restart of the MetaService would lose), ...
+        (replicas that a restart of the MetaService would lose), ``extra_replicas`` and ``extra_bytes`` (of hot objects,
+        beyond what was asked for; in bytes of memory taken up), ...
         """
         return self._core.status(timeout_ms)
 

@@ -60,6 +60,21 @@ pub const REPLY_REPAIRS_SEEN_MAX: usize = 512;
 /// Most keys looked at in one tick for those that lack replicas but do not stand in line.
 pub const TICK_KEYS_SEEN_MAX: usize = 8192;
 
+/// Reads from afar, within some half-lives, that make a key hot.
+pub const HOT_READS: u8 = 16;
+
+/// Time in which counts of such reads fall to half, in milliseconds.
+pub const HOT_HALF_LIFE_MS: u64 = 10_000;
+
+/// An extra replica whose key was not used for so long goes, in milliseconds; at most twice as long.
+pub const HOT_UNUSED_MS: u64 = 60_000;
+
+/// Most hot keys that wait to be copied by one node.
+pub const HOT_ASKED_MAX: usize = 256;
+
+/// Most extra replicas that one tick looks at.
+pub const TICK_EXTRAS_SEEN_MAX: usize = 4096;
+
 /// Most objects that one tick takes from nodes that are being drained.
 pub const TICK_DRAINED_MAX: usize = 4096;
 

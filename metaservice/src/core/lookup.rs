@@ -100,6 +100,11 @@ impl Core {
                 if let (Some(entry), Some(first)) = (*entry, first) {
                     self.find_replicas(first, near, &mut reply, &mut objects);
                     self.count_read(entry);
+                    if self.hot.is_some()
+                        && let Some(node) = near
+                    {
+                        self.count_remote(entry, node);
+                    }
                 }
             }
         }

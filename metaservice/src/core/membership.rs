@@ -14,6 +14,7 @@ use super::node::{Amount, Node};
 use super::pins::Pinned;
 use super::record::Table;
 use super::refusal::Refusal;
+use super::replicas::Surplus;
 use super::reserve::check_count;
 use super::segment::Segment;
 use super::slab::Slot;
@@ -166,7 +167,7 @@ impl Core {
             table: Table::new(offer.holdings),
             unrecorded: 0,
             idle: self.policy.shelves(),
-            surplus: List::new(),
+            surplus: Surplus::new(),
             idle_bytes: 0,
             pinned: Pinned::new(),
             leased: List::new(),
@@ -249,7 +250,7 @@ impl Core {
     ) -> Result<Beat, Refusal> {
         self.advance(now, effects);
         self.check_incarnation(node, incarnation)?;
-        let (work, floor) = (self.has_work(), self.removals.floor());
+        let (work, floor) = (self.has_work(node), self.removals.floor());
         let Some(slot) = self.node_ids.get(&node).copied().filter(|slot| self.nodes[*slot].incarnation == incarnation)
         else {
             return Ok(Beat { joined: false, work, drain: DrainReport::default(), floor });
@@ -342,6 +343,7 @@ impl Core {
         }
         let node = self.nodes.remove(slot);
         self.node_ids.remove(&node.id);
+        self.forget_asked(node.id);
         self.remember_departed(node.id, node.incarnation);
         effects.push(Effect::NodeGone {
             node: node.id,

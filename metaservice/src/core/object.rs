@@ -13,7 +13,7 @@ use super::slab::Slot;
 
 /// A sealed object, one replica of its key: readable while it has an entry, in place while it is readable or leased.
 ///
-/// It is in exactly one list of its segment: `leased` while anybody holds a lease on it, else `surplus` while its key
+/// It is in exactly one list of its segment: `leased` while anybody holds a lease on it, else in `surplus` while its key
 /// has other replicas, else `idle`. Kept small: there are many of them.
 #[derive(Debug)]
 #[repr(align(64))]

@@ -137,16 +137,20 @@ impl Core {
         best.map(|(_, slot)| slot)
     }
 
-    /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have others,
-    /// the longest unused first, then the last ones of their keys, as the policy says.
+    /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have
+    /// more than they should, then of keys that have others, each the longest unused first, then the last ones of their
+    /// keys, as the policy says.
     pub(super) fn victim_of(&mut self, slot: Slot<Segment>) -> Option<(Order, Slot<Object>)> {
         while let Some(object) = self.segments[slot].surplus.oldest() {
             let entry = self.objects[object].entry?;
             let lives = |other: &Slot<Object>| *other != object && self.is_live(*other);
-            if self.graves.is_empty() || self.chain(entry).any(|other| lives(&other)) {
-                return Some(((false, (0, self.objects[object].used())), object));
+            let is_extra = self.segments[slot].surplus.extra.oldest() == Some(object);
+            // Of what was asked for none may go because one on a node that is gone still counts.
+            let is_settled = || !is_extra || self.chain(entry).all(|other| self.is_live(other));
+            if self.graves.is_empty() || is_settled() && self.chain(entry).any(|other| lives(&other)) {
+                return Some(((false, (u64::from(!is_extra), self.objects[object].used())), object));
             }
-            // Its siblings were on nodes that are gone: it is the last.
+            // Siblings were on nodes that are gone: it may be the last.
             self.bury_of(entry);
         }
         let victim = self.policy.victim(self.now, &mut self.segments[slot].idle, &mut self.objects);
@@ -209,8 +213,7 @@ impl Core {
             && self.index.knows(entry)
             && self.index.get(entry).object.is_some()
         {
-            let left = self.lasting(entry);
-            self.index.get_mut(entry).want(left);
+            self.want_what_is_left(entry);
         }
     }
 }

@@ -11,6 +11,7 @@ use super::index::Entry;
 use super::limits::REMOVALS_MAX;
 use super::object::Object;
 use super::record::RecordAt;
+use super::replicas::Shelf;
 use super::slab::Slot;
 
 /// What became of a remove.
@@ -182,26 +183,26 @@ impl Core {
         if self.keep_idle(slot) {
             return;
         }
-        let alone = self.is_alone(slot);
+        let among = self.shelf_of(slot);
         let object = &self.objects[slot];
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];
             segment.idle_bytes += object.extent_bytes();
-            if alone {
-                segment.idle.push(&mut self.objects, slot, self.now);
-            } else {
-                segment.surplus.push(&mut self.objects, slot);
+            match among {
+                Shelf::Extra => segment.surplus.extra.push(&mut self.objects, slot),
+                Shelf::Surplus => segment.surplus.rest.push(&mut self.objects, slot),
+                Shelf::Last => segment.idle.push(&mut self.objects, slot, self.now),
             }
         }
     }
 
     /// Takes an object out of the idle ones.
     pub(super) fn leave_idle(&mut self, slot: Slot<Object>) {
-        self.leave_idle_of(slot, !self.is_alone(slot));
+        self.leave_idle_of(slot, self.shelf_of(slot));
     }
 
-    /// Takes an object out of the idle ones, where it is known whether it stands among those with siblings.
-    pub(super) fn leave_idle_of(&mut self, slot: Slot<Object>, surplus: bool) {
+    /// Takes an object out of the idle ones, where it is known which of them it stands with.
+    pub(super) fn leave_idle_of(&mut self, slot: Slot<Object>, among: Shelf) {
         if self.release_idle(slot) {
             return;
         }
@@ -209,10 +210,10 @@ impl Core {
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];
             segment.idle_bytes -= object.extent_bytes();
-            if surplus {
-                segment.surplus.unlink(&mut self.objects, slot);
-            } else {
-                segment.idle.unlink(&mut self.objects, slot);
+            match among {
+                Shelf::Extra => segment.surplus.extra.unlink(&mut self.objects, slot),
+                Shelf::Surplus => segment.surplus.rest.unlink(&mut self.objects, slot),
+                Shelf::Last => segment.idle.unlink(&mut self.objects, slot),
             }
         }
     }

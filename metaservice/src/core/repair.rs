@@ -127,9 +127,9 @@ impl Core {
         }
     }
 
-    /// Whether there may be copies to make.
-    pub(super) fn has_work(&self) -> bool {
-        !self.repairs.queue.is_empty() || self.moves_wanted()
+    /// Whether there may be copies to make for a node.
+    pub(super) fn has_work(&self, node: NodeId) -> bool {
+        !self.repairs.queue.is_empty() || self.moves_wanted() || self.extras_asked_of(node)
     }
 
     /// A node asks for copies to make into its own memory: up to so many, of so many bytes together, but at least one
@@ -152,11 +152,13 @@ impl Core {
                 node,
                 tasks: tasks_max.min(REPLY_COPIES_MAX).min(COPIES_MAX.saturating_sub(self.copies)),
                 bytes: bytes_max,
+                extra: false,
                 tasks_out: Vec::new(),
                 leased: Vec::new(),
             };
             self.hand_out_repairs(&mut hand);
             self.hand_out_moves(&mut hand);
+            self.hand_out_extras(&mut hand);
             reply.tasks = hand.tasks_out;
             if !hand.leased.is_empty() {
                 reply.lease = Some(self.new_lease(client, hand.leased.into_boxed_slice()));
@@ -208,6 +210,7 @@ impl Core {
             kin: serial..serial + 1,
             wanted: 1,
             copy: true,
+            extra: hand.extra,
             held: Held::default(),
         };
         let ticket = self.add_reservation(reservation, |offset| clears.push(offset));
@@ -241,6 +244,8 @@ pub(super) struct Hand {
     pub(super) node: Slot<Node>,
     tasks: usize,
     bytes: u64,
+    /// What it gets now is more than the keys should have.
+    pub(super) extra: bool,
     tasks_out: Vec<CopyTask>,
     leased: Vec<Slot<Object>>,
 }

@@ -1,11 +1,56 @@
 //! The replicas of a key: a chain of objects on distinct nodes.
 
 use super::Core;
+use super::hot::Extras;
 use super::index::Entry;
+use super::list::List;
 use super::node::Node;
 use super::object::Object;
 use super::segment::Segment;
-use super::slab::Slot;
+use super::slab::{Slab, Slot};
+
+/// Where the replicas of a key stand that nobody reads, in the order in which they are evicted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Shelf {
+    /// With those of keys that have more than they should.
+    Extra,
+    /// With those of keys that have others.
+    Surplus,
+    /// With the last ones of their keys.
+    Last,
+}
+
+/// How the replicas of a key stand.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Standing {
+    among: Shelf,
+    extras: Extras,
+}
+
+/// Replicas of one segment whose keys have others, by last use; those of keys that have more than they should go first.
+#[derive(Debug)]
+pub(super) struct Surplus {
+    pub(super) extra: List<Object>,
+    pub(super) rest: List<Object>,
+}
+
+impl Surplus {
+    pub(super) const fn new() -> Self {
+        Self { extra: List::new(), rest: List::new() }
+    }
+
+    pub(super) fn oldest(&self) -> Option<Slot<Object>> {
+        self.extra.oldest().or_else(|| self.rest.oldest())
+    }
+
+    pub(super) fn iter<'a>(&'a self, slab: &'a Slab<Object>) -> impl Iterator<Item = Slot<Object>> + 'a {
+        self.rest.iter(slab).chain(self.extra.iter(slab))
+    }
+
+    pub(super) fn iter_oldest<'a>(&'a self, slab: &'a Slab<Object>) -> impl Iterator<Item = Slot<Object>> + 'a {
+        self.extra.iter_oldest(slab).chain(self.rest.iter_oldest(slab))
+    }
+}
 
 impl Core {
     /// The replicas of a key, those on nodes that are gone included.
@@ -51,21 +96,18 @@ impl Core {
     /// Adds a replica that is in no list yet.
     pub(super) fn attach(&mut self, entry: Slot<Entry>, slot: Slot<Object>) {
         let first = self.index.get(entry).object;
-        // The first one is alone no longer. One that was sealed in this very call is in no list.
-        let listed = first.filter(|first| self.objects[*first].sibling.is_none() && self.is_idle(*first));
-        if let Some(first) = listed {
-            self.leave_idle(first);
-        }
+        let before = first.map(|_| self.standing(entry));
         self.objects[slot].entry = Some(entry);
         self.objects[slot].sibling = first;
         self.index.get_mut(entry).object = Some(slot);
-        if let Some(first) = listed {
-            self.make_idle(first);
-        }
         if first.is_none() {
             self.readable += 1;
         }
         self.replicas += 1;
+        if let Some(before) = before {
+            self.change_standing(entry, before);
+            self.watch_extra(entry, slot);
+        }
         self.count_pinned(slot, true);
         if let Some(segment) = self.objects[slot].segment {
             self.segments[segment].objects += 1;
@@ -76,6 +118,7 @@ impl Core {
     /// Takes a replica that is in no list of idle objects out of its chain: nobody finds it any more.
     pub(super) fn detach(&mut self, entry: Slot<Entry>, slot: Slot<Object>) {
         self.count_pinned(slot, false);
+        let standing = (!self.is_alone(slot)).then(|| self.standing(entry));
         let next = self.objects[slot].sibling.take();
         self.objects[slot].entry = None;
         let before = self.chain_before(entry, slot);
@@ -87,18 +130,51 @@ impl Core {
         if let Some(segment) = self.objects[slot].segment {
             self.segments[segment].objects -= 1;
         }
-        match self.index.get(entry).object {
-            None => {
-                self.readable -= 1;
-                self.forget_pin(entry);
-                self.index.forget_if_idle(entry);
+        if let Some(standing) = standing {
+            self.change_standing(entry, standing);
+        } else {
+            self.readable -= 1;
+            self.forget_pin(entry);
+            self.index.forget_if_idle(entry);
+        }
+    }
+
+    /// How the replicas of a readable key stand: before they change, or how many there should be does.
+    pub(super) fn standing(&self, entry: Slot<Entry>) -> Standing {
+        let extras = self.extras_of(entry);
+        let is_alone = self.chain(entry).nth(1).is_none();
+        let among = match extras.replicas {
+            _ if is_alone => Shelf::Last,
+            0 => Shelf::Surplus,
+            _ => Shelf::Extra,
+        };
+        Standing { among, extras }
+    }
+
+    /// The replicas of a readable key, or how many there should be, changed: all go where they belong now. One that was
+    /// sealed in this very call is in no list.
+    pub(super) fn change_standing(&mut self, entry: Slot<Entry>, before: Standing) {
+        let after = self.standing(entry);
+        self.extras.replicas = self.extras.replicas + after.extras.replicas - before.extras.replicas;
+        self.extras.bytes = self.extras.bytes + after.extras.bytes - before.extras.bytes;
+        if after.among == before.among {
+            return;
+        }
+        let mut next = self.index.get(entry).object;
+        while let Some(slot) = next {
+            next = self.objects[slot].sibling;
+            if self.is_idle(slot) {
+                self.leave_idle_of(slot, before.among);
+                self.make_idle(slot);
             }
-            Some(last) if self.objects[last].sibling.is_none() && self.is_idle(last) => {
-                // It stood among those with siblings.
-                self.leave_idle_of(last, true);
-                self.make_idle(last);
-            }
-            Some(_) => {}
+        }
+    }
+
+    /// Where a replica stands, or would, when nobody reads it.
+    pub(super) fn shelf_of(&self, slot: Slot<Object>) -> Shelf {
+        match self.objects[slot].entry {
+            Some(entry) if !self.is_alone(slot) => self.standing(entry).among,
+            _ => Shelf::Last,
         }
     }
 

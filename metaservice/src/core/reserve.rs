@@ -42,6 +42,8 @@ pub(super) struct Reservation {
     pub(super) wanted: u8,
     /// It copies a replica that is there.
     pub(super) copy: bool,
+    /// It is a copy beyond the replicas that the key should have.
+    pub(super) extra: bool,
     /// What it has to do with records.
     pub(super) held: Held,
 }
@@ -224,6 +226,7 @@ impl Core {
                 kin: first..first + count as u64,
                 wanted: u8::try_from(request.replicas).unwrap_or(1),
                 copy: false,
+                extra: false,
                 held: Held::default(),
             };
             let number = u32::try_from(reply.tickets.len()).unwrap_or(u32::MAX);
@@ -237,7 +240,7 @@ impl Core {
 
     /// Registers a reservation under a new serial, for space that was taken; says what is to be cleared first.
     pub(super) fn add_reservation(&mut self, reservation: Reservation, clear: impl FnMut(u64)) -> Ticket {
-        let Reservation { client, entry, segment, offset, payload_bytes, copy, .. } = reservation;
+        let Reservation { client, entry, segment, offset, payload_bytes, copy, extra, .. } = reservation;
         let held = self.hold_records(segment, offset, extent_bytes(payload_bytes));
         self.clears_of(&held).for_each(clear);
         let record = held.slot.map(|slot| self.record_offset(segment, slot));
@@ -253,6 +256,7 @@ impl Core {
             .insert_unique(hash_id(serial.get()), slot, |other| hash_id(reservations[*other].serial.get()));
         *self.client_reservations.entry(client).or_default() += 1;
         self.copies += usize::from(copy);
+        self.extras_coming += if extra { extent_bytes(payload_bytes) } else { 0 };
         Ticket {
             reservation: ReservationId::new(serial.get()),
             address: GlobalAddress::new(self.segments[segment].id, offset),
@@ -345,7 +349,9 @@ impl Core {
             self.chain(reservation.entry).any(|slot| reservation.kin.contains(&self.objects[slot].serial.get()));
         is_kin
             && !self.holds(node, reservation.entry)
-            && (!reservation.copy || self.lasting(reservation.entry) < self.index.get(reservation.entry).wanted())
+            && (!reservation.copy
+                || reservation.extra && self.chain(reservation.entry).count() < REPLICAS_MAX
+                || self.lasting(reservation.entry) < self.index.get(reservation.entry).wanted())
     }
 
     /// A writer of a key is done.
@@ -369,7 +375,7 @@ impl Core {
         check_count("reservations", reservations.len())?;
         for id in reservations {
             if let Some(reservation) = self.take_reservation(client, *id) {
-                if reservation.copy {
+                if reservation.copy && !reservation.extra {
                     self.defer_repair(reservation.entry);
                 }
                 let (segment, offset) = (reservation.segment, reservation.offset);
@@ -405,6 +411,7 @@ impl Core {
             }
         }
         self.copies -= usize::from(reservation.copy);
+        self.extras_coming -= if reservation.extra { extent_bytes(reservation.payload_bytes) } else { 0 };
         if let Ok(occupied) = self.reservation_ids.find_entry(hash_id(reservation.serial.get()), |other| *other == slot)
         {
             occupied.remove();

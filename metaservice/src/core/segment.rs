@@ -9,6 +9,7 @@ use super::object::Object;
 use super::pins::Pinned;
 use super::policy::Shelves;
 use super::record::Table;
+use super::replicas::Surplus;
 use super::reserve::Reservation;
 use super::slab::Slot;
 use super::space::SpaceMap;
@@ -34,8 +35,8 @@ pub(super) struct Segment {
     pub(super) unrecorded: u64,
     /// Objects without leases that are the last of their key, as the policy wants them. They may be evicted.
     pub(super) idle: Shelves<Object>,
-    /// Objects without leases whose key has other replicas, by last use. They are evicted before any of `idle`.
-    pub(super) surplus: List<Object>,
+    /// Objects without leases whose key has other replicas. They are evicted before any of `idle`.
+    pub(super) surplus: Surplus,
     /// Extents of the `idle` and `surplus` objects.
     pub(super) idle_bytes: u64,
     /// Objects that are kept from eviction. Those without leases are in neither `idle` nor `surplus`.

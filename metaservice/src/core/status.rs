@@ -57,6 +57,10 @@ pub struct Report {
     pub copies: u64,
     /// Copies made since the start.
     pub copied: u64,
+    /// Replicas beyond those that were asked for.
+    pub extra_replicas: u64,
+    /// Extents of those.
+    pub extra_bytes: u64,
     /// Keys under soft pins.
     pub soft_pins: u64,
     /// Keys under hard pins.
@@ -162,6 +166,8 @@ impl Core {
             repairs_waiting: self.repairs.waiting() as u64,
             copies: self.copies as u64,
             copied: self.repairs.copied,
+            extra_replicas: self.extras.replicas,
+            extra_bytes: self.extras.bytes,
             soft_pins: self.pins.soft(),
             hard_pins: self.pins.hard(),
             pins_given_up: self.pins.given_up,

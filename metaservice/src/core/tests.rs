@@ -4,6 +4,7 @@
 
 mod draining;
 mod evicting;
+mod hot;
 mod invariants;
 mod listing;
 mod membership;
@@ -37,6 +38,7 @@ pub(super) const SETTINGS: Settings = Settings {
     high_watermark_ppm: 950_000,
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
+    hot_replica_bytes: 0,
     policy: EvictionPolicy::Lru,
 };
 
@@ -250,6 +252,12 @@ impl Pool {
     pub(super) fn heartbeat(&mut self, node: u64, incarnation: u64) -> Result<bool, Refusal> {
         let (node, incarnation) = (NodeId::new(node), Incarnation::new(incarnation));
         self.with(|core, now, effects| core.heartbeat(now, node, incarnation, effects)).map(|beat| beat.joined)
+    }
+
+    /// Whether a node in its first life is told that there is work.
+    pub(super) fn heartbeat_works(&mut self, node: u64) -> bool {
+        let node = NodeId::new(node);
+        self.with(|core, now, effects| core.heartbeat(now, node, Incarnation::new(1), effects)).unwrap().work
     }
 
     pub(super) fn leave(&mut self, node: u64, incarnation: u64) -> Result<(), Refusal> {

@@ -168,6 +168,8 @@ struct Amounts {
     repairs_waiting: Gauge,
     copies: Gauge,
     copied: Counter,
+    extra_replicas: Gauge,
+    extra_bytes: Gauge,
     reservations: Gauge,
     leases: Gauge,
     soft_pins: Gauge,
@@ -319,6 +321,8 @@ impl Amounts {
             repairs_waiting: Gauge::default(),
             copies: Gauge::default(),
             copied: Counter::default(),
+            extra_replicas: Gauge::default(),
+            extra_bytes: Gauge::default(),
             reservations: Gauge::default(),
             leases: Gauge::default(),
             soft_pins: Gauge::default(),
@@ -344,6 +348,9 @@ impl Amounts {
         registry.register("repairs_waiting", waiting, amounts.repairs_waiting.clone());
         registry.register("copies_running", "Copies between nodes under way", amounts.copies.clone());
         registry.register("copies", "Copies between nodes that were made", amounts.copied.clone());
+        let extra = "Replicas of hot objects beyond those asked for";
+        registry.register("extra_replicas", extra, amounts.extra_replicas.clone());
+        registry.register_with_unit("extra_replica", "Extents of those", Unit::Bytes, amounts.extra_bytes.clone());
         registry.register("reservations", "Live reservations", amounts.reservations.clone());
         registry.register("leases", "Live leases", amounts.leases.clone());
         registry.register("soft_pins", "Objects under soft pins", amounts.soft_pins.clone());
@@ -383,6 +390,8 @@ impl Amounts {
         self.repairs_waiting.set(signed(report.repairs_waiting));
         self.copies.set(signed(report.copies));
         raise(&self.copied, report.copied);
+        self.extra_replicas.set(signed(report.extra_replicas));
+        self.extra_bytes.set(signed(report.extra_bytes));
         self.reservations.set(signed(report.reservations));
         self.leases.set(signed(report.leases));
         self.soft_pins.set(signed(report.soft_pins));
@@ -474,6 +483,7 @@ mod tests {
             high_watermark_ppm: 900_000,
             low_watermark_ppm: 800_000,
             hard_pin_ppm: 250_000,
+            hot_replica_bytes: 0,
             policy: EvictionPolicy::Adaptive,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));

@@ -126,6 +126,7 @@ fn settings(config: &MetaConfig) -> Settings {
         high_watermark_ppm: ppm(config.eviction_high_watermark),
         low_watermark_ppm: ppm(config.eviction_low_watermark),
         hard_pin_ppm: ppm(config.hard_pin_quota),
+        hot_replica_bytes: config.hot_replica_bytes.get(),
         policy: config.eviction_policy,
     }
 }

@@ -5,13 +5,15 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use memcache_client::{Buffers, Checksums, LocalOptions, PutOptions, Store, StoreOptions};
+use memcache_client::{Buffers, Checksums, LocalOptions, Presence, PutOptions, Store, StoreOptions};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_meta::MetaServer;
 use memcache_proto::pb::drain::Mode;
 use memcache_proto::pb::{self, reply, request};
 use memcache_transport::{Fabric, FabricOptions, ProtocolChoice, RegionDescriptor, WriteOp};
-use memcache_types::{Extent, GetStatus, GlobalAddress, KeyBatch, PutStatus, ScatterList, SegmentId, extent_bytes};
+use memcache_types::{
+    ByteCount, Extent, GetStatus, GlobalAddress, KeyBatch, PutStatus, ScatterList, SegmentId, extent_bytes,
+};
 
 const LENT: u64 = 8 << 20;
 
@@ -64,15 +66,19 @@ fn put(store: &Store, count: usize, replicas: usize) {
 /// Reads every key by itself and all bytes of it.
 fn check(store: &Store, count: usize) {
     for number in 0..count {
-        let want = value(number);
-        let mut target = vec![0u8; want.len()];
-        let list = ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64);
-        // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
-        let targets = unsafe { Buffers::new(vec![list], Arc::new(())) };
-        let keys = KeyBatch::from_keys([name(number)]).unwrap();
-        assert_eq!(store.get(&keys, &targets, soon()).unwrap(), [GetStatus::Hit], "key {number}");
-        assert!(target == want, "key {number} came back as other bytes");
+        check_one(store, number);
     }
+}
+
+fn check_one(store: &Store, number: usize) {
+    let want = value(number);
+    let mut target = vec![0u8; want.len()];
+    let list = ScatterList::single(target.as_mut_ptr() as u64, target.len() as u64);
+    // SAFETY: the vector outlives the call and nothing else touches it meanwhile.
+    let targets = unsafe { Buffers::new(vec![list], Arc::new(())) };
+    let keys = KeyBatch::from_keys([name(number)]).unwrap();
+    assert_eq!(store.get(&keys, &targets, soon()).unwrap(), [GetStatus::Hit], "key {number}");
+    assert!(target == want, "key {number} came back as other bytes");
 }
 
 fn wait(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -213,4 +219,35 @@ fn a_lease_can_be_renewed_and_read_under() {
     assert_eq!(node.read(&located, &keys, &targets, soon()).unwrap(), [GetStatus::Hit]);
     std::thread::sleep(Duration::from_millis(1100));
     assert!(!located.renew(soon()), "it is over");
+}
+
+#[test]
+fn an_object_read_from_afar_again_and_again_gets_a_replica_at_its_reader() {
+    let listen = Endpoint::Tcp { host: "127.0.0.1".to_owned(), port: 0 };
+    let budget = ByteCount::new(2 * extent_bytes(4096));
+    let config = MetaConfig { listen, heartbeat_ms: 100, hot_replica_bytes: budget, ..MetaConfig::default() };
+    let meta = MetaServer::start(&config).unwrap();
+    let [writer, near, far] = [lender(&meta), lender(&meta), lender(&meta)];
+    put(&writer, 8, 1);
+    // All eight are hot there, and the budget holds two.
+    wait("extra replicas", || {
+        check(&near, 8);
+        status(&near).extra_replicas == 2
+    });
+    let seen = status(&far);
+    assert_eq!((seen.objects, seen.replicas, seen.repairs_waiting), (8, 10, 0));
+    assert!(seen.extra_bytes > 0 && seen.extra_bytes <= budget.get(), "{} bytes", seen.extra_bytes);
+    let own = near.node().unwrap().get();
+    assert_eq!(seen.nodes.iter().find(|one| one.node == own).unwrap().objects, 2);
+    check(&far, 8);
+    // Where the originals are lost the extra ones are all there is, and good.
+    assert!(writer.close(soon()));
+    let left = status(&far);
+    assert_eq!((left.objects, left.extra_replicas), (2, 0));
+    let keys = KeyBatch::from_keys((0..8).map(name)).unwrap();
+    let there = far.exist(&keys, soon()).unwrap();
+    for number in (0..8).filter(|number| there[*number] == Presence::Present) {
+        check_one(&far, number);
+    }
+    assert_eq!(far.stats().get_corrupt, 0);
 }

@@ -1,5 +1,7 @@
 //! Settings of the `MetaService`.
 
+use memcache_types::ByteCount;
+
 use crate::component::component;
 use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
@@ -25,6 +27,8 @@ component! {
     eviction_low_watermark: f64 = 0.90, "a number from 0, below 1", |part| *part >= 0.0 && *part < 1.0;
     /// Part of a node's memory that hard pins may hold. 0: there are none.
     hard_pin_quota: f64 = 0.25, "a number from 0, up to 1", |part| *part >= 0.0 && *part <= 1.0;
+    /// Bytes of free memory of the whole pool that extra replicas of objects read from afar may hold. 0: there are none.
+    hot_replica_bytes: ByteCount = ByteCount::new(0), "0 or a size such as \"512MB\"", |_| true;
     /// Which objects are evicted first; see docs/eviction.md.
     eviction_policy: EvictionPolicy = EvictionPolicy::Adaptive, "adaptive, lru or s3fifo", |_| true;
     /// What is logged to stderr: a level or a filter such as "info,memcache_meta=debug".

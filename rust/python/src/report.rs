@@ -45,6 +45,8 @@ pub(crate) fn status_dict<'py>(py: Python<'py>, epoch: u64, reply: &StatusReply)
     status.set_item("repairs_waiting", reply.repairs_waiting)?;
     status.set_item("copies", reply.copies)?;
     status.set_item("copied", reply.copied)?;
+    status.set_item("extra_replicas", reply.extra_replicas)?;
+    status.set_item("extra_bytes", reply.extra_bytes)?;
     status.set_item("soft_pins", reply.soft_pins)?;
     status.set_item("hard_pins", reply.hard_pins)?;
     status.set_item("pins_given_up", reply.pins_given_up)?;

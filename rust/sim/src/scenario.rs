@@ -117,6 +117,7 @@ impl Scenario {
                 high_watermark_ppm: 950_000,
                 low_watermark_ppm: 800_000,
                 hard_pin_ppm: 250_000,
+                hot_replica_bytes: 0,
                 policy: EvictionPolicy::Adaptive,
             },
             nodes: rng.between(1, 3),

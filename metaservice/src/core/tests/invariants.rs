@@ -2,10 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::core::index::Entry;
 use crate::core::list::Linked;
 use crate::core::record::RecordSlot;
+use crate::core::replicas::Shelf;
 use crate::core::slab::Slot;
-use crate::core::{Core, EvictionPolicy, List, Object, PinReport, Segment, Slab};
+use crate::core::{Core, EvictionPolicy, Extras, List, Object, PinReport, Segment, Slab};
 use memcache_types::extent_bytes;
 
 impl Core {
@@ -49,11 +51,18 @@ impl Core {
             assert_eq!(used, segment.space.used_bytes(), "bytes in use");
             assert_eq!(segment.space.used_bytes() + segment.space.free_bytes(), segment.space.bytes());
             let alone: Vec<_> = segment.idle.iter(&self.objects).collect();
-            let surplus = members(&segment.surplus, &self.objects);
+            let (extra, rest) =
+                (members(&segment.surplus.extra, &self.objects), members(&segment.surplus.rest, &self.objects));
+            let has_extras = |slot: &Slot<Object>| self.shelf_of(*slot) == Shelf::Extra;
+            assert!(extra.iter().all(has_extras) && !rest.iter().any(has_extras));
+            let surplus = [extra.clone(), rest.clone()].concat();
             assert!(alone.iter().all(|slot| self.is_alone(*slot)));
             assert!(surplus.iter().all(|slot| !self.is_alone(*slot)));
-            let by_use =
-                if self.settings.policy == EvictionPolicy::Lru { vec![&alone, &surplus] } else { vec![&surplus] };
+            let by_use = if self.settings.policy == EvictionPolicy::Lru {
+                vec![&alone, &extra, &rest]
+            } else {
+                vec![&extra, &rest]
+            };
             for list in by_use {
                 let order: Vec<u64> = list.iter().map(|slot| self.objects[*slot].used()).collect();
                 assert!(order.is_sorted_by(|newer, older| newer > older), "idle objects are in the order of their use");
@@ -130,6 +139,15 @@ impl Core {
             assert!(!settled || !self.lacks(entry) || known.is_queued(), "a key lacks replicas and waits for none");
             writers.entry(format!("{entry:?}")).or_default();
         }
+        let extras = |amount: fn(&Extras) -> u64| -> u64 {
+            let known: BTreeSet<Slot<Entry>> = readable.iter().filter_map(|(_, object)| object.entry).collect();
+            known.iter().map(|entry| amount(&self.extras_of(*entry))).sum()
+        };
+        assert_eq!(extras(|one| one.replicas), self.extras.replicas);
+        assert_eq!(extras(|one| one.bytes), self.extras.bytes);
+        let coming = self.reservations.iter().filter(|(_, reservation)| reservation.extra);
+        let coming: u64 = coming.map(|(_, reservation)| extent_bytes(reservation.payload_bytes)).sum();
+        assert_eq!(coming, self.extras_coming);
         assert_eq!(writers.len(), self.index.len(), "a key is known while it is readable or being written");
         for (_, reservation) in self.reservations.iter() {
             let count = writers[&format!("{:?}", reservation.entry)];
