@@ -138,9 +138,6 @@ pub fn plan(request: &PlanRequest<'_>) -> Result<TransferPlan, PlanError> {
     Ok(TransferPlan { way: request.way, groups: groups.collect::<Result<_, PlanError>>()?, considered })
 }
 
-/// A relay is taken where it is predicted to be faster by more than one part in so many.
-const RELAY_HANDICAP: u64 = 8;
-
 fn consider(request: &PlanRequest<'_>, kind: Kind, objects: &[usize]) -> Result<Considered, PlanError> {
     let (peer, pieces, payload_bytes) = kind;
     let view = &request.peers[peer];
@@ -157,14 +154,9 @@ fn consider(request: &PlanRequest<'_>, kind: Kind, objects: &[usize]) -> Result<
             Err(why) => return Err(PlanError::Impossible { path, peer: view.name.clone(), why: why.clone() }),
         },
         PathChoice::Auto => {
-            // Where two cost the same, the one with fewer copies. A relay takes the owner's time as well, and of all
-            // predictions its own depends on most engines: it has to promise a clear gain.
+            // Where two cost the same, the one with fewer copies.
             let order = [Path::Direct, Path::Staged, Path::Host, Path::Relay];
-            let handicap = |path, ns: u64| if path == Path::Relay { ns + ns / RELAY_HANDICAP } else { ns };
-            let open = order.into_iter().filter_map(|path| {
-                let ns = *times_ns[path.number()].as_ref().ok()?;
-                Some((handicap(path, ns), path))
-            });
+            let open = order.into_iter().filter_map(|path| Some((*times_ns[path.number()].as_ref().ok()?, path)));
             let best = open.reduce(|best, next| if next.0 < best.0 { next } else { best });
             best.map(|(_, path)| path).ok_or_else(|| PlanError::NoPath {
                 peer: view.name.clone(),
