@@ -1,5 +1,6 @@
 //! A few milliseconds of copies that say what each leg costs. Nothing is written to the pool.
 
+use std::cell::RefCell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -15,8 +16,11 @@ use super::state::DeviceState;
 
 /// Longest copy of a measurement, in bytes.
 const LONG: u64 = 1 << 20;
-/// Copies of a batch that tells what one more costs.
-const MANY: u64 = 64;
+/// Copies of two batches that tell what one more costs. Both are long enough that an engine that has to be woken is awake
+/// before they end: what a wake-up hides of a single short copy would be missing from the difference to that.
+const MANY: [u64; 2] = [64, 256];
+/// The shorter of two copies that tell what a byte costs, as a part of the longer one.
+const SHORTER: u64 = 4;
 /// The best of so many is taken: whatever disturbs makes it longer, never shorter.
 const ROUNDS: usize = 15;
 /// No further round begins after this.
@@ -63,17 +67,54 @@ pub(super) fn measure(link: &Arc<dyn Link>, state: &DeviceState) -> CostModel {
     costs
 }
 
-/// Times of one short copy, of [`MANY`] short ones and of a long one, as costs.
-fn costs_of(one: Duration, many: Duration, long: Duration, bytes: u64) -> LegCost {
-    let nanos = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
-    let piece_ns = nanos(many.saturating_sub(one)) / (MANY - 1);
-    let copying = nanos(long.saturating_sub(one)).max(1);
-    let bytes_per_s = u128::from(bytes) * 1_000_000_000 / u128::from(copying);
-    LegCost {
-        batch_ns: nanos(one).saturating_sub(piece_ns),
-        piece_ns,
-        bytes_per_s: u64::try_from(bytes_per_s).unwrap_or(u64::MAX).max(1),
+/// What was timed of a leg.
+struct Times {
+    /// One short copy.
+    one: Duration,
+    /// Batches of short copies, and of how many: the shorter one first.
+    many: [(u64, Duration); 2],
+    /// Single copies, and of how many bytes: the shorter one first.
+    long: [(u64, Duration); 2],
+}
+
+impl Times {
+    /// Takes the times, given how to time so many short copies and how to time one copy of so many bytes.
+    fn take<E>(
+        many_max: u64,
+        long: u64,
+        mut many: impl FnMut(u64) -> Result<Duration, E>,
+        mut single: impl FnMut(u64) -> Result<Duration, E>,
+    ) -> Result<Self, E> {
+        let one = many(1)?;
+        let mut batch = |count: u64| Ok((count, many(count.min(many_max))?));
+        let batches = [batch(MANY[0].min(many_max))?, batch(MANY[1].min(many_max))?];
+        let shorter = (long / SHORTER / 64 * 64).max(64);
+        Ok(Self { one, many: batches, long: [(shorter, single(shorter)?), (long, single(long)?)] })
     }
+
+    /// As costs.
+    fn costs(&self) -> LegCost {
+        let piece_ns = match self.many {
+            [(1, _), _] => nanos(self.one),
+            [few, many] if few.0 < many.0 => nanos(many.1.saturating_sub(few.1)) / (many.0 - few.0),
+            [few, _] => nanos(few.1.saturating_sub(self.one)) / (few.0 - 1),
+        };
+        let (from, to) = match self.long {
+            [shorter, long] if shorter.0 < long.0 => (shorter, long),
+            [_, long] => ((0, self.one), long),
+        };
+        let copying = nanos(to.1.saturating_sub(from.1)).max(1);
+        let bytes_per_s = u128::from(to.0 - from.0) * 1_000_000_000 / u128::from(copying);
+        LegCost {
+            batch_ns: nanos(self.one).saturating_sub(piece_ns),
+            piece_ns,
+            bytes_per_s: u64::try_from(bytes_per_s).unwrap_or(u64::MAX).max(1),
+        }
+    }
+}
+
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// The shortest of a few rounds.
@@ -108,11 +149,10 @@ fn network(link: &Arc<dyn Link>) -> Result<LegCost, TransportError> {
             result.into_iter().next().unwrap_or(Err(TransportError::PeerGone)).map(drop)
         })
     };
-    let one = read(ScatterList::single(base, 64))?;
-    let many = read((0..MANY).map(|at| Piece { address: base + at * 128, bytes: 64 }).collect())?;
-    let whole = read(ScatterList::single(base, long))?;
+    let many = |count: u64| read((0..count).map(|at| Piece { address: base + at * 128, bytes: 64 }).collect());
+    let times = Times::take(MANY[1], long, many, |bytes| read(ScatterList::single(base, bytes)))?;
     drop(memory);
-    Ok(costs_of(one, many, whole, long))
+    Ok(times.costs())
 }
 
 /// What an owner takes for runs of its region, its answer included. Nothing is copied from its staging.
@@ -134,7 +174,9 @@ fn relay(link: &Arc<dyn Link>, relayed: &Relayed, client: &Arc<RelayClient>) -> 
         staging_offset: at * 64,
         trailer: None,
     };
-    let mut time = |runs: Vec<RelayRun>| {
+    let call = RefCell::new(call);
+    let time = |runs: Vec<RelayRun>| {
+        let mut call = call.borrow_mut();
         let request = RelayRequest::Fetch(RelayStep { slot: 0, summed: false, runs });
         best(|| {
             call.send(0, &request, deadline)?;
@@ -144,11 +186,10 @@ fn relay(link: &Arc<dyn Link>, relayed: &Relayed, client: &Arc<RelayClient>) -> 
             }
         })
     };
-    let one = time(vec![run(0, 64)]);
-    let many = time((0..MANY).map(|at| run(at, 64)).collect());
-    let whole = time(vec![run(0, long)]);
-    call.release(deadline);
-    Ok(costs_of(one?, many?, whole?, long))
+    let many = |count: u64| time((0..count).map(|at| run(at, 64)).collect());
+    let times = Times::take(MANY[1], long, many, |bytes| time(vec![run(0, bytes)]));
+    call.into_inner().release(deadline);
+    Ok(times?.costs())
 }
 
 fn engine(link: &Arc<dyn Link>, state: &DeviceState, direction: Direction) -> Result<LegCost, DeviceError> {
@@ -177,13 +218,11 @@ fn engine(link: &Arc<dyn Link>, state: &DeviceState, direction: Direction) -> Re
     };
     let short = limits.align.max(64);
     let long = LONG.min(far.1).min(limits.copy_bytes_max) / short * short;
-    let count = MANY.min(limits.batch_copies_max as u64);
-    let mut time = |copies: &[Copy]| run(&mut *queue, direction, copies, &keep);
-    let one = time(&[copy(0, short)])?;
-    let copies: Vec<Copy> = (0..count).map(|at| copy(at * 2 * short, short)).collect();
-    let many = if count == MANY { time(&copies)? } else { one + one * 63 };
-    let whole = time(&[copy(0, long)])?;
-    Ok(costs_of(one, many, whole, long))
+    let count = (limits.batch_copies_max as u64).min(far.1.min(LONG) / (2 * short)).max(1);
+    let queue = RefCell::new(&mut *queue);
+    let time = |copies: &[Copy]| run(&mut **queue.borrow_mut(), direction, copies, &keep);
+    let many = |count: u64| time(&(0..count).map(|at| copy(at * 2 * short, short)).collect::<Vec<_>>());
+    Ok(Times::take(count, long, many, |bytes| time(&[copy(0, bytes.next_multiple_of(short))]))?.costs())
 }
 
 fn of(memory: &memcache_device::Allocation) -> (u64, u64, Keep) {
