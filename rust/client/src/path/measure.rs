@@ -86,8 +86,11 @@ impl Times {
         mut single: impl FnMut(u64) -> Result<Duration, E>,
     ) -> Result<Self, E> {
         let one = many(1)?;
-        let mut batch = |count: u64| Ok((count, many(count.min(many_max))?));
-        let batches = [batch(MANY[0].min(many_max))?, batch(MANY[1].min(many_max))?];
+        let mut batch = |most: u64| {
+            let count = most.min(many_max);
+            Ok((count, many(count)?))
+        };
+        let batches = [batch(MANY[0])?, batch(MANY[1])?];
         let shorter = (long / SHORTER / 64 * 64).max(64);
         Ok(Self { one, many: batches, long: [(shorter, single(shorter)?), (long, single(long)?)] })
     }
