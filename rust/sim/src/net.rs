@@ -36,6 +36,8 @@ pub enum Event {
     NodeUp(usize),
     /// Nothing breaks any more.
     Calm,
+    /// The last message that was sent before has arrived.
+    Healed,
     /// All that ran on is over.
     Settled,
     /// The last look.
@@ -75,6 +77,15 @@ impl Trace {
         self.lines.unwrap_or_default()
     }
 }
+
+/// Longest time that a message which comes late adds to its way.
+const LATE_MS: u64 = 300;
+
+/// Longest time that a slow actor adds to it.
+const SLOW_MS: u64 = 100;
+
+/// After so long every message has arrived or is lost.
+pub const WAY_MS: u64 = 3 + LATE_MS + SLOW_MS;
 
 /// Time, messages and what goes wrong with them.
 #[derive(Debug)]
@@ -169,10 +180,10 @@ impl Net {
         for _ in 0..copies {
             let mut ms = self.rng.between(1, 3);
             if self.rng.chance(delay) {
-                ms += self.rng.between(1, 300);
+                ms += self.rng.between(1, LATE_MS);
             }
             if slow {
-                ms += self.rng.between(20, 100);
+                ms += self.rng.between(20, SLOW_MS);
             }
             if !lost && !self.rng.chance(drop) {
                 self.after(ms, message.clone());

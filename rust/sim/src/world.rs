@@ -10,7 +10,7 @@ use crate::client::{Client, Reach, keys_to_wire};
 use crate::invariants::{Violation, hold, replicas, settled, tables};
 use crate::ledger::Ledger;
 use crate::memory::Memories;
-use crate::net::{Actor, Event, Net};
+use crate::net::{Actor, Event, Net, WAY_MS};
 use crate::node::Node;
 use crate::rng::Rng;
 use crate::scenario::{Sabotage, Scenario};
@@ -152,6 +152,7 @@ impl World {
             Event::BookUp => self.start_book(),
             Event::NodeUp(index) => self.start_node(index),
             Event::Calm => self.calm(),
+            Event::Healed => self.cancel_drains(),
             Event::Settled => {
                 if let (Some(infos), Some(status)) = self.look()? {
                     settled::check_leaks(&status, self.nodes.len())?;
@@ -309,9 +310,7 @@ impl World {
 
     fn calm(&mut self) {
         self.net.calm = true;
-        for index in 0..self.nodes.len() {
-            self.drain(index, Mode::Cancel);
-        }
+        self.cancel_drains();
         self.net.cut_off.clear();
         self.net.slow.clear();
         for index in 0..self.nodes.len() {
@@ -320,6 +319,14 @@ impl World {
         let settings = self.net.scenario.settings;
         let ms = 10 * u64::from(settings.reservation_ttl_ms) + 3 * u64::from(settings.lease_ms) + 500;
         self.net.after(ms, Event::Settled);
+        // An order to empty a node that was sent before may arrive, a second time even, after this.
+        self.net.after(WAY_MS + 1, Event::Healed);
+    }
+
+    fn cancel_drains(&mut self) {
+        for index in 0..self.nodes.len() {
+            self.drain(index, Mode::Cancel);
+        }
     }
 }
 
