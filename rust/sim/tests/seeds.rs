@@ -13,6 +13,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
         4755,
         "a join that came late gave the memory another name, and its node went on telling under the old one for ever",
     ),
+    (5088, "an old order to empty a node arrived after its cancel, which nobody repeated"),
+    (8257, "a copy of a put that was under way when its key was removed was asked to outlast a restart"),
     (3153, "with the gap put back: a reader without checksums got bytes of a writer of an earlier life"),
 ];
 
