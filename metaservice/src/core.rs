@@ -12,6 +12,7 @@
 
 mod burial;
 mod clock;
+mod damage;
 mod drain;
 mod effect;
 mod fingerprints;

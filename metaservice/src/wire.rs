@@ -40,7 +40,7 @@ impl Fault {
     fn into_failure(self) -> pb::Failure {
         let (code, message) = match self {
             Self::Wire(error) => (pb::failure::Code::Invalid, error.to_string()),
-            Self::Refused(refusal @ (Refusal::Stale { .. } | Refusal::NotLent { .. })) => {
+            Self::Refused(refusal @ (Refusal::Stale { .. } | Refusal::Late { .. } | Refusal::NotLent { .. })) => {
                 (pb::failure::Code::Stale, refusal.to_string())
             }
             Self::Refused(refusal) => (pb::failure::Code::Invalid, refusal.to_string()),
@@ -74,6 +74,7 @@ fn answer(
             core.release(now, client, &leases, effects)?;
             reply::Body::Release(pb::ReleaseReply {})
         }
+        request::Body::Damaged(request) => reply::Body::Damaged(holdings::damaged(core, now, request, effects)?),
         request::Body::MatchPrefix(pb::MatchPrefix { keys }) => {
             let found = core.match_prefix(now, &pack::keys_from_wire(keys)?, effects);
             reply::Body::MatchPrefix(pb::MatchPrefixReply {

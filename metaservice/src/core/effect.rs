@@ -58,6 +58,11 @@ pub enum Effect {
         /// How.
         drain: Option<Drain>,
     },
+    /// Readers found replicas damaged, which are forgotten.
+    Damaged {
+        /// How many.
+        replicas: u64,
+    },
     /// Reservations ran out before they were sealed.
     ReservationsExpired {
         /// How many.

@@ -103,8 +103,7 @@ pub struct SegmentDescription {
 
 impl Core {
     /// A node lends memory. A newer incarnation takes the place of the present one at once; the same one with the
-    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero, or the
-    /// incarnation is known) rests for one reservation time or lease, whichever is longer, because writers and readers
+    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero) rests for one reservation time or lease, whichever is longer, because writers and readers
     /// of that life may still use it. If the node will tell what it holds, nothing is placed there before it has.
     pub fn join(
         &mut self,
@@ -126,9 +125,11 @@ impl Core {
         } else if self.nodes.len() >= NODES_MAX {
             return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
         }
-        // Who comes back under the same incarnation brings the same memory, whatever the request says: it may have
-        // been sent before the node was first heard of, and have come late.
-        let rests = lists || previous_epoch.get() != 0 || self.departed.get(&node) == Some(&incarnation);
+        let rests = lists || previous_epoch.get() != 0;
+        // Who comes back under the same incarnation brings the same memory, and says so.
+        if !rests && self.departed.get(&node) == Some(&incarnation) {
+            return Err(Refusal::Late { node, incarnation });
+        }
         // Readers of the former life need the rest as writers do: a new object that covers the old one in part leaves
         // the old trailer as it was.
         let rest_ms = self.settings.reservation_ttl_ms.max(self.settings.lease_ms);

@@ -46,6 +46,15 @@ pub enum Refusal {
         /// The life that counts.
         current: Incarnation,
     },
+    /// A join that was sent before the node was first heard of, and comes when it is gone again: what it says of its
+    /// memory is no longer so.
+    #[error("node {node}: incarnation {incarnation} joined before, and this join was sent before that")]
+    Late {
+        /// The node.
+        node: NodeId,
+        /// The life it joined under.
+        incarnation: Incarnation,
+    },
     /// A node speaks of a segment that is not lent any more: it was dropped meanwhile, and should join again.
     #[error("node {node}: segment {segment} is not lent")]
     NotLent {

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a test may fail, and its numbers are small")]
 
+mod damage;
 mod draining;
 mod evicting;
 mod hot;

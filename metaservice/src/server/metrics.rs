@@ -22,7 +22,7 @@ const BUCKET_MIN_S: f64 = 2e-6;
 const BUCKETS: u16 = 20;
 
 /// The requests, in the order of [`rpc_of`].
-const RPCS: [&str; 22] = [
+const RPCS: [&str; 23] = [
     "reserve",
     "seal",
     "abort",
@@ -45,6 +45,7 @@ const RPCS: [&str; 22] = [
     "renew",
     "pin",
     "unpin",
+    "damaged",
 ];
 
 /// Which request this is; `None` for one this version does not know.
@@ -73,6 +74,7 @@ pub(super) const fn rpc_of(request: &pb::Request) -> Option<usize> {
         request::Body::Renew(_) => 19,
         request::Body::Pin(_) => 20,
         request::Body::Unpin(_) => 21,
+        request::Body::Damaged(_) => 22,
     })
 }
 
@@ -155,6 +157,7 @@ pub(super) struct Metrics {
     joined: Counter,
     gone: Family<ReasonLabel, Counter>,
     expired: Counter,
+    damaged: Counter,
     sessions: Gauge,
     lanes: Gauge,
     /// One scrape at a time: gauges of nodes are cleared and set.
@@ -207,7 +210,7 @@ impl Metrics {
             let label = RpcLabel { rpc: RPCS[at] };
             Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
         });
-        let (joined, expired) = (Counter::default(), Counter::default());
+        let (joined, expired, damaged) = (Counter::default(), Counter::default(), Counter::default());
         let (sessions, lanes) = (Gauge::default(), Gauge::default());
         registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
         registry.register("request_failures", "Requests refused as a whole", failures);
@@ -215,6 +218,7 @@ impl Metrics {
         registry.register("nodes_joined", "Joins of nodes", joined.clone());
         registry.register("nodes_gone", "Nodes that went, by reason", gone.clone());
         registry.register("reservations_expired", "Reservations that ran out unsealed", expired.clone());
+        registry.register("damaged_replicas", "Replicas that readers found damaged", damaged.clone());
         registry.register("sessions", "Connected sessions", sessions.clone());
         registry.register("lanes", "Open lanes", lanes.clone());
         let amounts = Mutex::new(Amounts::register(&mut registry));
@@ -236,6 +240,7 @@ impl Metrics {
             joined,
             gone,
             expired,
+            damaged,
             sessions,
             lanes,
             amounts,
@@ -273,6 +278,7 @@ impl Metrics {
                 self.gone.get_or_create(&ReasonLabel { reason }).inc();
             }
             Effect::ReservationsExpired { count } => drop(self.expired.inc_by(*count)),
+            Effect::Damaged { replicas } => drop(self.damaged.inc_by(*replicas)),
             // The core counts evictions on demand as well; drains and listings show in the amounts of their nodes.
             Effect::Evicted { .. } | Effect::Draining { .. } | Effect::Listed { .. } => {}
         }

@@ -147,6 +147,7 @@ fn log(effects: Vec<Effect>) {
                 warn!(%node, %incarnation, name, objects, ?reason, "node gone");
             }
             Effect::Draining { node, drain } => info!(%node, ?drain, "draining"),
+            Effect::Damaged { replicas } => warn!(replicas, "a reader found replicas damaged; they are forgotten"),
             Effect::Evicted { node, objects, bytes } => debug!(%node, objects, bytes, "evicted"),
             Effect::ReservationsExpired { count } => info!(count, "reservations ran out unsealed"),
         }

@@ -27,6 +27,17 @@ pub(super) fn remove_all(core: &mut Core, now: Millis, effects: &mut Vec<Effect>
     }
 }
 
+pub(super) fn damaged(
+    core: &mut Core,
+    now: Millis,
+    request: pb::Damaged,
+    effects: &mut Vec<Effect>,
+) -> Result<pb::DamagedReply, Fault> {
+    let pb::Damaged { keys, segments, generations } = request;
+    let forgotten = core.take_damage(now, &pack::keys_from_wire(keys)?, &segments, &generations, effects)?;
+    Ok(pb::DamagedReply { forgotten: forgotten.into_iter().map(u8::from).collect() })
+}
+
 pub(super) fn list(
     core: &mut Core,
     now: Millis,

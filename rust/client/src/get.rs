@@ -21,6 +21,7 @@ use crate::stats::{Stats, add, add_time};
 use crate::store::{Inner, check_call};
 use crate::sums::Sums;
 use crate::transfer::{Group, Move, MoveError, Moved, Transfer};
+use crate::verdict::{Damage, Verdict, judge};
 use crate::ways::{Found, Reads};
 
 /// Where the objects of a batch are, held in place by a lease until this is dropped or its time is up.
@@ -149,6 +150,7 @@ impl Inner {
         let started = Instant::now();
         let mut reading = self.reading(located, targets, deadline);
         self.read_rest(&mut reading, keys, targets, &Arc::default());
+        reading.tell_damage(located);
         count_get(&self.stats, targets, &reading.statuses, started);
         Ok(reading.statuses)
     }
@@ -167,7 +169,8 @@ impl Inner {
         }
         let until = deadline.min(located.valid_until);
         let choices = self.order(located, &mut wanted, until);
-        Reading { statuses, wanted, choices, until, valid_until: located.valid_until }
+        let damage = Damage::default();
+        Reading { statuses, wanted, choices, until, valid_until: located.valid_until, damage }
     }
 
     /// Puts the nearest replica of each key into `wanted`; the others, nearest last, by key.
@@ -221,6 +224,8 @@ pub(crate) struct Reading {
     choices: HashMap<usize, Vec<Place>>,
     until: Instant,
     valid_until: Instant,
+    /// What the book does not know of yet.
+    damage: Damage,
 }
 
 impl Reading {
@@ -265,11 +270,12 @@ impl Reading {
             let (index, place) = &self.wanted[tag];
             self.statuses[*index] = match outcome {
                 Ok(found) if ended < self.valid_until => {
-                    let status = verify(&found, place, keys.get(*index));
-                    if found.1.is_some() && status != GetStatus::Miss {
-                        sums.compared(status == GetStatus::Hit);
+                    let verdict = judge(&found, place, keys.get(*index));
+                    if found.1.is_some() && matches!(verdict, Verdict::Sound | Verdict::Corrupt) {
+                        sums.compared(verdict == Verdict::Sound);
                     }
-                    status
+                    self.damage.note(verdict, place, keys.get(*index));
+                    verdict.status()
                 }
                 Ok(_) => GetStatus::Miss, // outlived its lease
                 Err(MoveError::Cancelled) => GetStatus::Cancelled,
@@ -291,6 +297,11 @@ impl Reading {
         }
         add(&stats.get_fallbacks, self.wanted.len() as u64);
         true
+    }
+
+    /// Tells the book what was found damaged.
+    pub(crate) fn tell_damage(&mut self, located: &Located) {
+        self.damage.tell(&located.book);
     }
 
     /// Gives up what is still wanted because the get was cancelled.
@@ -315,29 +326,6 @@ pub(crate) fn count_get(stats: &Stats, targets: &Buffers, statuses: &[GetStatus]
         }
     }
     add_time(&stats.get_ns, started);
-}
-
-/// Whether what was read is what the book named: the trailer in every part, the payload by its sum where there is one.
-pub(crate) fn verify((trailer, sum): &Found, place: &Place, key: &[u8]) -> GetStatus {
-    let Some(found) = Trailer::decode(trailer) else {
-        return GetStatus::Miss; // being overwritten
-    };
-    if found.generation != place.generation {
-        return GetStatus::Miss; // another object by now
-    }
-    let sound = match (found.checksum, sum) {
-        (Checksum::Crc32c(want), Some(sum)) => want == *sum,
-        // Nobody can tell: a miss, where telling matters.
-        (Checksum::None, _) | (_, None) if place.rests => return GetStatus::Miss,
-        (Checksum::None, _) | (_, None) => true,
-    };
-    let described = Trailer { checksum: Checksum::None, ..found } == place.trailer(key);
-    if described && sound {
-        return GetStatus::Hit;
-    }
-    tracing::warn!(segment = %place.extent.segment(), offset = place.extent.offset(), described, sound,
-        "an object does not match its trailer; treated as a miss");
-    GetStatus::Corrupt
 }
 
 impl Place {

@@ -170,7 +170,8 @@ impl Landing {
     }
 
     fn resolve(self) {
-        let Self { flight, located, reading, buffers, stats, started, .. } = self;
+        let Self { flight, located, mut reading, buffers, stats, started, .. } = self;
+        reading.tell_damage(&located);
         count_get(&stats, &buffers, &reading.statuses, started);
         drop((located, buffers));
         flight.resolve(Ok(reading.statuses));

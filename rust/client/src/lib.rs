@@ -42,6 +42,7 @@ pub mod store;
 pub mod sums;
 mod tasks;
 mod transfer;
+mod verdict;
 mod ways;
 
 pub use book::Book;

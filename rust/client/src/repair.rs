@@ -11,17 +11,18 @@ use memcache_memory::holdings::RecordHead;
 use memcache_memory::{Segment, Trailer};
 use memcache_proto::pb::{self, CopyTask, reply, request};
 use memcache_transport::{Fabric, FabricOptions, Road};
-use memcache_types::{Extent, Generation, GetStatus, GlobalAddress, ScatterList, SegmentId, extent_bytes};
+use memcache_types::{Extent, Generation, GlobalAddress, ScatterList, SegmentId, extent_bytes};
 
 use crate::book::BookError;
 use crate::buffer::Buffers;
 use crate::directory::Directory;
 use crate::errands::Errands;
-use crate::get::{Place, verify};
+use crate::get::Place;
 use crate::jobs::Workers;
 use crate::local_service::{LocalOptions, Member};
 use crate::stats::Stats;
 use crate::transfer::{Crew, Group, Move, Moved, Transfer};
+use crate::verdict::{Damage, Verdict, judge};
 use crate::ways::Reads;
 
 /// Longest wait for an answer of the book.
@@ -252,16 +253,21 @@ impl Copier {
             }
         }
         let transfer = Transfer::<Reads>::new(None, &self.stats, &targets, until, Arc::default());
-        for Moved { tag: index, protocol, outcome, .. } in transfer.run(&self.crew, groups.into_values().collect()) {
+        let mut damage = Damage::default();
+        for Moved { tag: index, protocol, ended, outcome } in transfer.run(&self.crew, groups.into_values().collect()) {
             let (copy, place) = (&mut copies[index], &tried[&index]);
             match outcome {
-                Ok(found) if verify(&found, place, &copy.task.key) == GetStatus::Hit => {
-                    copy.done = self.publish(copy, &found.0);
+                Ok(found) => {
+                    let verdict = judge(&found, place, &copy.task.key);
+                    copy.done = verdict == Verdict::Sound && self.publish(copy, &found.0);
+                    if ended < until {
+                        damage.note(verdict, place, &copy.task.key);
+                    }
                 }
-                Ok(_) => {}
                 Err(error) => tracing::debug!(%error, %protocol, "a copy could not read"),
             }
         }
+        damage.tell(&self.member.book);
     }
 
     /// Gives a copy its trailer: that of its source, but for the generation.

@@ -170,6 +170,29 @@ fn other_bytes_under_the_right_trailer_are_corrupt_not_returned() {
     assert_eq!(owner.stats().get_corrupt, 1);
 }
 
+/// Otherwise the key would be there for every put and for no get, until it is evicted.
+#[test]
+fn a_damaged_object_is_told_to_the_book_and_can_be_put_again() {
+    let meta = meta(20_000);
+    let owner = store(&meta, LENT, ProtocolChoice::Auto);
+    for (trailer, met) in [(true, GetStatus::Corrupt), (false, GetStatus::Miss)] {
+        assert_eq!(put(&owner, "k", b"value", false), PutStatus::Stored);
+        damage(owner.book(), "k", b"wrong", |found| {
+            if !trailer {
+                found.fill(0)
+            }
+        });
+        assert_eq!(get(&owner, "k", 5).0, met);
+        let until = soon();
+        while put(&owner, "k", b"later", false) == PutStatus::Present {
+            assert!(Instant::now() < until, "the book was never told");
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        assert_eq!(get(&owner, "k", 5), (GetStatus::Hit, b"later".to_vec()));
+        owner.remove(&keys(&["k"]), soon()).unwrap();
+    }
+}
+
 #[test]
 fn memory_that_is_being_overwritten_is_a_miss() {
     let meta = meta(20_000);

@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use memcache_proto::pb::{self, LocateOutcome, ReserveOutcome, SealOutcome, reply, request};
 use memcache_types::extent_bytes;
 
+pub use self::copy::Damage;
 use self::copy::{Reading, Ticket, Writing};
 use self::forget::Forgetting;
 use crate::invariants::Violation;
@@ -266,6 +267,10 @@ impl Client {
                 self.describe(reach, Copy::Write(writing));
             }
             (Op::Locate { keys, sent }, Some(reply::Body::Locate(located))) => {
+                if self.probe == Probe::Get && is(located.outcomes[0], LocateOutcome::LocateAbsent.into()) {
+                    // Evicted for the keys of others: it is put again.
+                    self.probe = Probe::Put;
+                }
                 let choice = reach.net.rng.draw();
                 let reading = Reading::new(&keys, sent, &located, choice);
                 self.describe(reach, Copy::Read(reading));

@@ -2,6 +2,7 @@
 
 pub mod accounts;
 pub mod bytes;
+pub mod damage;
 pub mod generations;
 pub mod incarnation;
 pub mod kept;

@@ -220,6 +220,7 @@ impl Ledger {
             (request::Body::Remove(asked), reply::Body::Remove(reply)) => {
                 self.removed(truth, asked, reply);
             }
+            (request::Body::Damaged(asked), reply::Body::Damaged(reply)) => return self.forgotten(truth, asked, reply),
             (request::Body::Work(_), reply::Body::Work(reply)) => return self.worked(truth, real_now, client, reply),
             (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => self.drained(*asked),
             (_, reply::Body::Describe(reply)) => {

@@ -8,7 +8,7 @@ use memcache_proto::pb::{self, reply, request};
 use memcache_types::extent_bytes;
 
 use self::listing::{Listing, Next};
-use crate::client::Reach;
+use crate::client::{Damage, Reach};
 use crate::invariants::bytes::is_whole;
 use crate::ledger::Segment;
 use crate::memory::{LINE_BYTES, LINES, Line, Memories, Place, Record, Tail, record_at, table_place};
@@ -180,7 +180,7 @@ impl Node {
             }
             _ => {}
         }
-        self.on_membership(reach.net, reach.memories, answer);
+        self.on_membership(reach, answer);
     }
 
     /// Copies that did not become replicas are void: their keys may have been removed meanwhile.
@@ -192,6 +192,9 @@ impl Node {
                 && slot.is_some_and(|one| one.generation == generation)
             {
                 *slot = None;
+                // Where its seal arrived twice and the second answer was the faster, the copy is a replica all the
+                // same, until its node has to tell of it.
+                reach.truth.kept.remove(&generation);
             }
         }
     }
@@ -200,9 +203,11 @@ impl Node {
     fn copy(&mut self, reach: &mut Reach<'_>, segments: &BTreeMap<u64, Segment>, work: &pb::WorkReply, until: u64) {
         self.copies.clear();
         let (mut done, mut failed) = (Vec::new(), Vec::new());
+        let mut damage = Damage::default();
         for task in &work.tasks {
             let in_time = reach.net.now < until;
-            let copied = in_time && (0..task.source_segments.len()).any(|at| self.copy_one(reach, segments, task, at));
+            let mut sources = 0..task.source_segments.len();
+            let copied = in_time && sources.any(|at| self.copy_one(reach, segments, task, at, &mut damage));
             if copied {
                 done.push(task.reservation);
             } else {
@@ -211,6 +216,9 @@ impl Node {
             if copied {
                 self.copies.insert(task.reservation, (task.generation, record_at(task.record)));
             }
+        }
+        if let Some(damaged) = damage.into_request() {
+            reach.net.ask(Actor::Node(self.index), self.copier(), damaged);
         }
         if !failed.is_empty() {
             let abort = request::Body::Abort(pb::Abort { reservations: failed });
@@ -233,6 +241,7 @@ impl Node {
         segments: &BTreeMap<u64, Segment>,
         task: &pb::CopyTask,
         at: usize,
+        damage: &mut Damage,
     ) -> bool {
         let Some(source) = segments.get(&task.source_segments[at]) else { return false };
         let key = task.key.iter().rev().fold(0, |number, byte| number << 8 | u64::from(*byte));
@@ -243,12 +252,15 @@ impl Node {
             (first..first + lines).map(|line| reach.memories.line(place, line).copied()).collect();
         let Some(seen) = seen else { return false };
         let summed = match seen.last().map(|line| line.tail) {
-            Some(Tail::Trailer { generation: found, key: of, summed }) if (found, of) == (generation, key) => summed,
-            _ => return false,
+            Some(Tail::Trailer { generation: found, key: of, summed }) if (found, of) == (generation, key) => {
+                Some(summed)
+            }
+            _ => None,
         };
-        if summed && !is_whole(generation, &seen) {
+        let Some(summed) = summed.filter(|summed| !summed || is_whole(generation, &seen)) else {
+            damage.note(reach, key, task.source_segments[at], generation);
             return false;
-        }
+        };
         let own_place = self.place(reach.net);
         for offset in &task.clears {
             if let Some(slot) = reach.memories.record(own_place, *offset) {
@@ -295,7 +307,8 @@ impl Node {
         }
     }
 
-    fn on_membership(&mut self, net: &mut Net, memories: &mut Memories, answer: &pb::Reply) {
+    fn on_membership(&mut self, reach: &mut Reach<'_>, answer: &pb::Reply) {
+        let (net, memories) = (&mut *reach.net, &mut *reach.memories);
         if self.waits_for != Some(answer.request_id) {
             return;
         }
@@ -315,7 +328,7 @@ impl Node {
             Some(reply::Body::Holdings(reply)) => {
                 let place = self.place(net);
                 if let (Some(listing), Some(memory)) = (&mut self.listing, memories.memory(place)) {
-                    listing.answered(memory, &reply.kept);
+                    listing.answered(memory, reach.truth, &reply.kept);
                 }
                 let pause = u64::from(net.scenario.settings.heartbeat_ms);
                 return self.go_on(net, memories, pause);

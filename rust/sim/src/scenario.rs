@@ -36,6 +36,8 @@ pub enum Sabotage {
     RecordsLeft,
     /// Nodes say that they have told all, and have told nothing.
     NothingListed,
+    /// Nobody tells the book of damage.
+    DamageUntold,
 }
 
 /// One of these decides what goes first.

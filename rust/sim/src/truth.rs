@@ -55,6 +55,8 @@ pub struct Truth {
     pub key_of: BTreeMap<u64, u64>,
     /// The put that the bytes of a writing come from: copies have that of what they copied.
     pub origin_of: BTreeMap<u64, u64>,
+    /// Segments and writings in them that somebody with a good lease found damaged when nothing went wrong any more.
+    pub damaged: BTreeSet<(u64, u64)>,
     /// Copies that became replicas.
     pub copied: u64,
     /// Every number ever issued.
@@ -69,6 +71,9 @@ pub struct Truth {
     pub caught_by_checksum: u64,
     /// Tickets that have a place in a table.
     pub recorded: BTreeSet<u64>,
+    /// Writings whose record their node cleared because the book refused them. A telling that comes late may make them
+    /// readable once more, until their node has to tell again.
+    pub refused: BTreeSet<u64>,
     /// Writings that the book called readable, in the order in which they became so first.
     pub sealed: BTreeMap<u64, u64>,
     /// Those that are readable, or were when the book or their node was there last, and have a record.
@@ -108,6 +113,13 @@ impl Truth {
         if self.recorded.contains(&generation) {
             self.kept.insert(generation, Kept { place: self.memory_of(life), key });
         }
+    }
+
+    /// A node cleared the record of a writing that the book refused.
+    pub fn refuse(&mut self, generation: u64) {
+        self.refused.insert(generation);
+        self.recorded.remove(&generation);
+        self.kept.remove(&generation);
     }
 
     /// Nobody is promised any more that this key comes back; nor are those who are putting it at this moment.

@@ -7,7 +7,7 @@ use memcache_proto::pb::{self, failure, reply, request};
 use memcache_types::Epoch;
 
 use crate::client::{Client, Reach, keys_to_wire};
-use crate::invariants::{Violation, hold, replicas, settled, tables};
+use crate::invariants::{Violation, damage, hold, replicas, settled, tables};
 use crate::ledger::Ledger;
 use crate::memory::Memories;
 use crate::net::{Actor, Event, Net, WAY_MS};
@@ -97,7 +97,10 @@ impl World {
         let mut violation = None;
         while let Some(event) = self.net.pop() {
             if matches!(event, Event::End) {
-                violation = settled::check_service(&self.clients).and_then(|()| self.check_tables()).err();
+                violation = settled::check_service(&self.clients)
+                    .and_then(|()| damage::check(&self.ledger, &self.truth))
+                    .and_then(|()| self.check_tables())
+                    .err();
                 break;
             }
             if let Err(found) = self.happen(event) {

@@ -89,3 +89,10 @@ fn nodes_that_do_not_look_again_are_found() {
     let broken = |sabotage| run(3513, sabotage).violation;
     assert!(broken(Sabotage::NotLookedAgain).is_some() && broken(Sabotage::None).is_none());
 }
+
+#[test]
+fn damage_that_nobody_tells_of_is_found() {
+    // It must be met when all is calm: rare, so the seed is known.
+    assert!(run(9314, Sabotage::DamageUntold).violation.is_some());
+    assert!(run(9314, Sabotage::None).violation.is_none());
+}

@@ -15,6 +15,11 @@ const REGRESSIONS: &[(u64, &str)] = &[
     ),
     (5088, "an old order to empty a node arrived after its cancel, which nobody repeated"),
     (8257, "a copy of a put that was under way when its key was removed was asked to outlast a restart"),
+    (9314, "a damaged object was readable for ever, and a copy of it tried again and again"),
+    (11422, "the answer to the second arrival of a seal came first: its node cleared the record of a replica"),
+    (18241, "a telling that came late made an object readable whose record its node had cleared"),
+    (19432, "a key that was evicted for others was asked to be there"),
+    (20574, "a join that came late hid that its memory held records of removed keys"),
     (3153, "with the gap put back: a reader without checksums got bytes of a writer of an earlier life"),
 ];
 

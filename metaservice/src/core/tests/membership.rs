@@ -30,7 +30,7 @@ fn claims_of_an_earlier_life_are_stale() {
     assert_eq!(pool.leave(1, 4), Err(stale.clone()));
     pool.leave(1, 5).unwrap();
     assert_eq!(pool.join(1, 4, MIB, 0), Err(stale), "also when the later life is over");
-    assert!(pool.join(1, 5, MIB, 0).is_ok());
+    assert!(pool.join(1, 5, MIB, 999).is_ok());
 }
 
 #[test]
@@ -122,7 +122,10 @@ fn a_join_that_comes_late_does_not_make_old_memory_new() {
     pool.ticket(ALICE, "a", 10);
     pool.pass(DEAD);
     assert_eq!(pool.status().nodes.len(), 0, "silent for too long");
-    pool.join(1, 1, MIB, 0).unwrap();
+    let late = Refusal::Late { node: NodeId::new(1), incarnation: Incarnation::new(1) };
+    assert_eq!(pool.join(1, 1, MIB, 0), Err(late), "it names no life in which its memory was lent");
+    assert_eq!(pool.status().nodes.len(), 0);
+    pool.join(1, 1, MIB, pool.core.epoch().get()).unwrap();
     assert_eq!(pool.reserve(&["b"], 10).outcomes, [ReserveNoSpace]);
     pool.pass(TTL);
     assert_eq!(pool.reserve(&["b"], 10).outcomes, [Reserved]);

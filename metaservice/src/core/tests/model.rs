@@ -359,9 +359,13 @@ impl Model {
         self.nodes.get(&node).is_some_and(|lent| lent.incarnation == incarnation)
     }
 
+    /// Whether it was joined, and neither is nor was in a later life.
+    pub(super) fn has_left(&self, node: u64, incarnation: u64) -> bool {
+        !self.is_joined(node, incarnation) && self.newest.get(&node) == Some(&incarnation)
+    }
+
     pub(super) fn join(&mut self, node: u64, incarnation: u64, segment: u64, bytes: u64, rests: bool) {
         self.drop_node(node);
-        let rests = rests || self.newest.get(&node) == Some(&incarnation);
         let usable_from = if rests { self.now + TTL } else { self.now };
         self.nodes.insert(node, Lent { incarnation, segment, bytes, usable_from, heard: self.now });
         self.newest.insert(node, incarnation);

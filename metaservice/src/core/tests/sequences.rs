@@ -228,6 +228,8 @@ impl Both {
         let told = self.pool.join(node, incarnation, bytes, u64::from(rests) * 999);
         if self.model.is_stale(node, incarnation) {
             assert!(matches!(told, Err(Refusal::Stale { .. })));
+        } else if !rests && self.model.has_left(node, incarnation) {
+            assert!(matches!(told, Err(Refusal::Late { .. })));
         } else if self.model.is_joined(node, incarnation) {
             match told {
                 Ok(_) => self.model.heard(node),

@@ -1,7 +1,7 @@
 //! What can go wrong on path 1, and must not become wrong bytes, a hang or a leak.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufRead, BufReader, Read};
+use std::io::{BufRead, BufReader, Read, Seek};
 use std::os::unix::fs::FileExt;
 use std::process::{Command, Stdio};
 use std::sync::Arc;
@@ -222,26 +222,29 @@ fn a_damaged_payload_or_trailer_is_no_hit() {
     let store = Store::open(&StoreOptions { checksums: Checksums::Always, path: FORCED, ..options(&meta, 0) }).unwrap();
     let unsummed = Store::open(&StoreOptions { checksums: Checksums::Off, path: FORCED, ..options(&meta, 0) }).unwrap();
     let device = twin(4096);
-    let object = pattern(77, 600_000);
-    let tensors = tensors(&device, &object);
-    assert_eq!(put(&store, "k", &tensors, soon()), PutStatus::Stored);
-    assert_eq!(get(&store, "k", &tensors, soon()), GetStatus::Hit);
     let pool = OpenOptions::new().read(true).write(true).open(&file).unwrap();
-    let at = find(&pool, &object[..64]);
+    // Where the object lies.
+    let stored = |key: &str, object: &[u8], tensors: &Tensors| {
+        assert_eq!(put(&store, key, tensors, soon()), PutStatus::Stored);
+        assert_eq!(get(&store, key, tensors, soon()), GetStatus::Hit);
+        find(&pool, &object[..64])
+    };
     let flip = |offset: u64| {
         let mut byte = [0];
         pool.read_exact_at(&mut byte, offset).unwrap();
         pool.write_all_at(&[byte[0] ^ 4], offset).unwrap();
     };
     // A byte of the last step's payload: the checksum is over all parts.
-    flip(at + 599_999);
-    assert_ne!(get(&store, "k", &tensors, soon()), GetStatus::Hit);
-    assert_eq!(get(&unsummed, "k", &tensors, soon()), GetStatus::Hit, "nobody looked at the checksum");
-    flip(at + 599_999);
-    assert_eq!(get(&store, "k", &tensors, soon()), GetStatus::Hit);
+    let object = pattern(77, 600_000);
+    let payload = tensors(&device, &object);
+    flip(stored("payload", &object, &payload) + 599_999);
+    assert_eq!(get(&unsummed, "payload", &payload, soon()), GetStatus::Hit, "nobody looked at the checksum");
+    assert_ne!(get(&store, "payload", &payload, soon()), GetStatus::Hit);
     // A byte of the trailer, behind the payload and what is left of 64 bytes.
-    flip(at + 600_000u64.next_multiple_of(64) + 8);
-    assert_ne!(get(&unsummed, "k", &tensors, soon()), GetStatus::Hit);
+    let object = pattern(78, 600_000);
+    let trailer = tensors(&device, &object);
+    flip(stored("trailer", &object, &trailer) + 600_000u64.next_multiple_of(64) + 8);
+    assert_ne!(get(&unsummed, "trailer", &trailer, soon()), GetStatus::Hit);
     drop((owner, store, unsummed));
     let _ = std::fs::remove_file(&file);
 }
@@ -249,6 +252,7 @@ fn a_damaged_payload_or_trailer_is_no_hit() {
 /// Where these bytes are in a file.
 fn find(file: &File, bytes: &[u8]) -> u64 {
     let mut all = Vec::new();
+    (&*file).rewind().unwrap();
     (&*file).read_to_end(&mut all).unwrap();
     let at = all.chunks(64).position(|chunk| chunk == bytes).expect("the payload, aligned to 64 bytes");
     at as u64 * 64

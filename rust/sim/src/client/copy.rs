@@ -2,7 +2,7 @@
 
 use memcache_proto::pb::{self, request};
 
-use super::{Client, Op, Piece, Probe, Reach};
+use super::{Client, Op, Piece, Probe, Reach, keys_to_wire};
 use crate::invariants::{Violation, bytes};
 use crate::memory::{Line, Record, Tail};
 use crate::net::Net;
@@ -46,6 +46,37 @@ pub(super) struct Reading {
     valid_until: u64,
     at: usize,
     seen: Vec<Line>,
+    damage: Damage,
+}
+
+/// Replicas that were found damaged under a good lease.
+#[derive(Debug, Default)]
+pub struct Damage {
+    keys: Vec<u64>,
+    segments: Vec<u64>,
+    generations: Vec<u64>,
+}
+
+impl Damage {
+    /// One of them.
+    pub fn note(&mut self, reach: &mut Reach<'_>, key: u64, segment: u64, generation: u64) {
+        if reach.net.calm {
+            reach.truth.damaged.insert((segment, generation));
+        }
+        if reach.net.scenario.sabotage == Sabotage::DamageUntold {
+            return;
+        }
+        self.keys.push(key);
+        self.segments.push(segment);
+        self.generations.push(generation);
+    }
+
+    /// What the book is told, if there is anything to tell.
+    pub fn into_request(self) -> Option<request::Body> {
+        let Self { keys, segments, generations } = self;
+        let told = pb::Damaged { keys: keys_to_wire(&keys), segments, generations };
+        (!keys.is_empty()).then_some(request::Body::Damaged(told))
+    }
 }
 
 impl Writing {
@@ -71,7 +102,7 @@ impl Writing {
 
 impl Reading {
     pub(super) fn of(pieces: Vec<Piece>, lease: u64, valid_until: u64) -> Self {
-        Self { pieces, lease, valid_until, at: 0, seen: Vec::new() }
+        Self { pieces, lease, valid_until, at: 0, seen: Vec::new(), damage: Damage::default() }
     }
 
     pub(super) fn pieces(&self) -> Vec<Piece> {
@@ -160,6 +191,9 @@ impl Client {
     /// One step of reading: lines first to last, then what stands in the trailer.
     pub(super) fn read(&mut self, reach: &mut Reach<'_>, mut reading: Reading) -> Result<(), Violation> {
         let Some(piece) = reading.pieces.get(reading.at).copied() else {
+            if let Some(damaged) = std::mem::take(&mut reading.damage).into_request() {
+                self.tell(reach.net, damaged);
+            }
             if reading.lease != 0 {
                 self.tell(reach.net, request::Body::Release(pb::Release { leases: vec![reading.lease] }));
             }
@@ -172,7 +206,7 @@ impl Client {
             None => reading.next(), // the node is gone: a miss
             Some(found) if (reading.seen.len() as u64) < piece.lines => reading.seen.push(found),
             Some(found) => {
-                self.judge(reach, &reading, piece, found.tail)?;
+                self.judge(reach, &mut reading, piece, found.tail)?;
                 reading.next();
             }
         }
@@ -183,7 +217,13 @@ impl Client {
     }
 
     /// Decides as a client does whether what was read is a hit, and asks the oracle about hits.
-    fn judge(&mut self, reach: &mut Reach<'_>, reading: &Reading, piece: Piece, tail: Tail) -> Result<(), Violation> {
+    fn judge(
+        &mut self,
+        reach: &mut Reach<'_>,
+        reading: &mut Reading,
+        piece: Piece,
+        tail: Tail,
+    ) -> Result<(), Violation> {
         let trusting = reach.net.scenario.sabotage == Sabotage::TrailerIgnored;
         let in_time = reach.net.now < reading.valid_until;
         let summed = match tail {
@@ -197,11 +237,15 @@ impl Client {
         let trailer_fits = summed.is_some_and(|summed| summed || !rests);
         let accepts = trusting || (in_time && trailer_fits);
         if !accepts {
+            if in_time && summed.is_none() {
+                reading.damage.note(reach, piece.key, piece.segment, piece.generation);
+            }
             return Ok(());
         }
         let sound = bytes::is_whole(piece.generation, &reading.seen);
         if (reach.net.scenario.checksum || rests) && !sound && !trusting {
             reach.truth.count_caught_by_checksum();
+            reading.damage.note(reach, piece.key, piece.segment, piece.generation);
             return Ok(());
         }
         bytes::check(reach.truth, piece.key, piece.generation, &reading.seen)?;

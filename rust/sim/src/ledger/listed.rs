@@ -15,6 +15,27 @@ impl Ledger {
         truth.removals.entry(request).or_insert(Removal { keys, sealed, segments });
     }
 
+    /// The book was told of damage, and forgot just that.
+    pub(super) fn forgotten(
+        &mut self,
+        truth: &mut Truth,
+        asked: &pb::Damaged,
+        reply: &pb::DamagedReply,
+    ) -> Result<(), Violation> {
+        for ((segment, generation), forgotten) in asked.segments.iter().zip(&asked.generations).zip(&reply.forgotten) {
+            let own = self.extents.get_mut(generation).filter(|one| one.segment == *segment && one.is_sealed());
+            hold("damage", own.is_some() == (*forgotten == 1), || {
+                format!("{generation:x} in {segment:x} was found damaged; forgotten: {forgotten}, known: {own:?}")
+            })?;
+            if let Some(extent) = own {
+                extent.state = State::Removed;
+                truth.kept.remove(generation);
+            }
+        }
+        self.sweep();
+        Ok(())
+    }
+
     /// The book answered a part of a listing.
     pub(super) fn listed(
         &mut self,
@@ -83,7 +104,9 @@ impl Ledger {
         // It may have been evicted before: until the memory has rested the writer it went for may be at work there.
         let next = truth.sealed.len() as u64;
         truth.sealed.entry(generation).or_insert(next);
-        truth.recorded.insert(generation);
+        if !truth.refused.contains(&generation) {
+            truth.recorded.insert(generation);
+        }
         Ok(())
     }
 }

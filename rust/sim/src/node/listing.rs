@@ -7,6 +7,7 @@ use memcache_proto::pb::{self, request};
 use crate::client::keys_to_wire;
 use crate::memory::{LINE_BYTES, Memory, Record, payload_of};
 use crate::scenario::Sabotage;
+use crate::truth::Truth;
 
 /// What is said of the objects of a part.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -132,7 +133,7 @@ impl Listing {
     }
 
     /// The book answered.
-    pub(super) fn answered(&mut self, memory: &mut Memory, kept: &[u8]) {
+    pub(super) fn answered(&mut self, memory: &mut Memory, truth: &mut Truth, kept: &[u8]) {
         match self.asked.take() {
             Some(Say::There | Say::Gone) => {
                 let part = &self.holdings[self.told..(self.told + self.part).min(self.holdings.len())];
@@ -142,6 +143,7 @@ impl Listing {
                     } else {
                         self.kept.remove(place);
                         memory.clear(*place);
+                        truth.refuse(record.generation);
                     }
                 }
                 self.told += part.len();
