@@ -12,6 +12,7 @@
 )]
 
 mod node;
+mod objects;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,20 +21,21 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use memcache_client::book::Book;
-use memcache_client::{Buffers, PutOptions, Store};
+use memcache_client::{PutOptions, Store};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_memory::Trailer;
 use memcache_meta::MetaServer;
 use memcache_proto::pack::keys_to_wire;
 use memcache_proto::pb::{self, reply, request};
 use memcache_testkit::proxy::{Mischief, Plan, Proxy};
-use memcache_testkit::rng::{Rng, mix, pattern};
+use memcache_testkit::rng::Rng;
 use memcache_transport::{Fabric, FabricOptions, ProtocolChoice, ReadOp, RegionDescriptor, WriteOp};
 use memcache_types::{
-    Extent, Generation, GetStatus, GlobalAddress, KeyBatch, NodeId, PutStatus, ScatterList, SegmentId, extent_bytes,
+    Extent, Generation, GetStatus, GlobalAddress, NodeId, PutStatus, ScatterList, SegmentId, extent_bytes,
 };
 
 use crate::node::{FILES, Node, file_of, open};
+use crate::objects::{get, keys, put, value, values};
 
 const TTL_MS: u64 = 500;
 const FAULTS_USUAL: u64 = 24;
@@ -49,20 +51,6 @@ fn setting(name: &str, usual: u64) -> u64 {
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(30)
-}
-
-/// An object: its number is its key, and says what its bytes are.
-fn value(number: u64) -> Vec<u8> {
-    let bytes = match mix(number) % 8 {
-        0 => 2_100_000 + mix(number + 1) % 500_000,
-        1 => 1 + mix(number) % 5,
-        _ => 1 + mix(number + 1) % 150_000,
-    };
-    pattern(number, usize::try_from(bytes).unwrap())
-}
-
-fn keys(numbers: &[u64]) -> KeyBatch {
-    KeyBatch::from_keys(numbers.iter().map(|number| number.to_le_bytes())).unwrap()
 }
 
 #[derive(Debug, Default)]
@@ -500,24 +488,4 @@ const fn data_kind(mischief: Mischief) -> &'static str {
         Mischief::Pass | Mischief::Silence | Mischief::NeverAnswer => "data connection silent",
         Mischief::Cut | Mischief::Truncate | Mischief::HalfOpen => "data connection cut or half open",
     }
-}
-
-fn values(numbers: &[u64]) -> Buffers {
-    Buffers::from_owned(numbers.iter().map(|number| value(*number)).collect())
-}
-
-fn put(store: &Store, numbers: &[u64], options: &PutOptions, deadline: Instant) -> Vec<PutStatus> {
-    store.put(&keys(numbers), &values(numbers), options, deadline).unwrap()
-}
-
-fn get(store: &Store, numbers: &[u64], deadline: Instant) -> Vec<(GetStatus, Vec<u8>)> {
-    let mut targets: Vec<Vec<u8>> = numbers.iter().map(|number| vec![0; value(*number).len()]).collect();
-    let lists = targets
-        .iter_mut()
-        .map(|target| ScatterList::single(target.as_mut_ptr().expose_provenance() as u64, target.len() as u64))
-        .collect();
-    // SAFETY: the vectors outlive the call and nothing else touches them meanwhile.
-    let buffers = unsafe { Buffers::new(lists, Arc::new(())) };
-    let statuses = store.get(&keys(numbers), &buffers, deadline).unwrap();
-    statuses.into_iter().zip(targets).collect()
 }
