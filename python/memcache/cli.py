@@ -135,7 +135,7 @@ def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         not options.no_checksum,
         options.relay,
     )
-    return found, found.pop("text").rstrip()
+    return found, f"{found.pop('text').rstrip()}\ncosts: {found['costs']}"
 
 
 def _status(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:

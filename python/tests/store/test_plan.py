@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +54,17 @@ def test_questions_that_make_no_sense_are_refused(
 ) -> None:
     assert main(["plan", *options]) == 2
     assert said in capsys.readouterr().err
+
+
+def test_the_command_says_where_its_costs_come_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "costs.toml"
+    file.write_text('["host_shm host:0".network_read]\nbatch_ns = 1\npiece_ns = 2\nbytes_per_s = 3\n')
+    shape = ("--pieces", "1", "--bytes", "64", "--costs", str(file))
+    assert main(["plan", *shape, "--protocol", "host_shm"]) == 0
+    assert f'costs: "host_shm host:0" of {file}' in capsys.readouterr().out
+    assert plan(capsys, *shape, "--protocol", "host_rdma")["costs"] == (
+        f'defaults: {file} has none for "host_rdma host:0"'
+    )
 
 
 def test_a_store_explains_what_it_would_do() -> None:

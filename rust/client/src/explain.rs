@@ -42,8 +42,8 @@ pub struct Question {
     pub summed: bool,
 }
 
-/// The plan for objects that lie in pieces of equal length with gaps between them.
-pub fn explain(question: &Question) -> Result<TransferPlan, StoreError> {
+/// The plan for objects that lie in pieces of equal length with gaps between them, and where its costs come from.
+pub fn explain(question: &Question) -> Result<(TransferPlan, String), StoreError> {
     let Question { objects, pieces, payload_bytes, protocol, .. } = *question;
     if pieces == 0 || pieces > PIECES_MAX as u64 || pieces > payload_bytes.max(1) {
         let pieces = usize::try_from(pieces).unwrap_or(usize::MAX);
@@ -55,16 +55,15 @@ pub fn explain(question: &Question) -> Result<TransferPlan, StoreError> {
     }
     let device = question.device.clone().unwrap_or_else(|| Arc::new(HostDevice));
     let local = view_of(&*device, StagingOptions::default());
-    let costs = match &question.costs {
-        CostSource::Fixed(costs) => **costs,
-        source => Costs::open(source)?.named(protocol, &*device, question.relay),
-    };
+    let known = Costs::open(&question.costs)?;
+    let costs = known.named(protocol, &*device, question.relay);
+    let origin = known.origin(protocol, &*device, question.relay);
     let lists: Vec<ScatterList> = (0..objects).map(|_| pieces_of(payload_bytes, pieces)).collect();
     let mut peer = imagined(protocol, &local, &costs, question.summed);
     if let Some(staging) = local.staging.filter(|_| question.relay && device.links_devices()) {
         peer.relay = Ok(staging);
     }
-    made(question.way, question.choice, peer, &local, &lists)
+    Ok((made(question.way, question.choice, peer, &local, &lists)?, origin))
 }
 
 /// The device of this name for a [`Question`]: `host`, or `twin`, which stands for memory the CPU cannot touch.
@@ -189,17 +188,17 @@ mod tests {
 
     #[test]
     fn the_answer_names_the_path_and_why_others_are_not_possible() {
-        let made = explain(&question(122, 8_994_816)).unwrap();
+        let made = explain(&question(122, 8_994_816)).unwrap().0;
         assert_eq!(made.groups[0].path, Path::Direct, "host memory: the link scatters by itself");
         assert!(made.to_string().contains("nothing to relay"), "{made}");
         let twin = TwinDevice::new(TwinOptions { arena_bytes: 1 << 20, ..TwinOptions::default() }).unwrap();
         let device: Arc<dyn Device> = Arc::new(twin);
-        let staged = explain(&Question { device: Some(Arc::clone(&device)), ..question(122, 124_928) }).unwrap();
+        let staged = explain(&Question { device: Some(Arc::clone(&device)), ..question(122, 124_928) }).unwrap().0;
         assert_eq!(staged.groups[0].path, Path::Staged);
         assert_eq!(staged.considered[0].pieces, 122);
         let far = Question { device: Some(device), protocol: Protocol::HostTcp, ..question(122, 124_928) };
-        assert_eq!(explain(&far).unwrap().groups[0].path, Path::Host);
-        let relayed = explain(&Question { relay: true, ..far.clone() }).unwrap();
+        assert_eq!(explain(&far).unwrap().0.groups[0].path, Path::Host);
+        let relayed = explain(&Question { relay: true, ..far.clone() }).unwrap().0;
         assert!(relayed.considered[0].times_ns[1].is_ok(), "{relayed}");
         let unrelayed = explain(&Question { choice: PathChoice::Forced(Path::Relay), ..far.clone() }).unwrap_err();
         let said = unrelayed.to_string();

@@ -44,8 +44,10 @@ pub(crate) fn explain_shape<'py>(
         costs: costs.map_or(CostSource::Measured, CostSource::File),
         summed: checksum,
     };
-    let plan = py.detach(|| explain(&question)).map_err(|error| store_error(&error))?;
-    plan_dict(py, &plan)
+    let (plan, costs) = py.detach(|| explain(&question)).map_err(|error| store_error(&error))?;
+    let result = plan_dict(py, &plan)?;
+    result.set_item("costs", costs)?;
+    Ok(result)
 }
 
 pub(crate) fn way_of(way: &str) -> PyResult<Way> {

@@ -86,10 +86,28 @@ impl Costs {
         if let CostSource::Fixed(costs) = &self.source {
             return **costs;
         }
+        self.found(protocol, device, relay).map_or_else(CostModel::default, |(_, costs)| costs)
+    }
+
+    fn found(&self, protocol: Protocol, device: &dyn Device, relay: bool) -> Option<(String, CostModel)> {
         let known = self.known.lock();
         let plain = format!("{protocol} {}", device.id());
         let over_relay = known.iter().find(|(name, _)| relay && name.starts_with(&format!("{plain} relay ")));
-        over_relay.map(|(_, costs)| *costs).or_else(|| known.get(&plain).copied()).unwrap_or_default()
+        over_relay.or_else(|| known.get_key_value(&plain)).map(|(name, costs)| (name.clone(), *costs))
+    }
+
+    /// Where [`named`](Self::named) takes its costs from, in words.
+    pub(crate) fn origin(&self, protocol: Protocol, device: &dyn Device, relay: bool) -> String {
+        let file = match &self.source {
+            CostSource::Fixed(_) => return "given".to_owned(),
+            CostSource::File(file) => Some(file),
+            CostSource::Measured => self.file.as_ref(),
+        };
+        let file = file.map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
+        match self.found(protocol, device, relay) {
+            Some((name, _)) => format!("\"{name}\" of {file}"),
+            None => format!("defaults: {file} has none for \"{protocol} {}\"", device.id()),
+        }
     }
 
     /// The costs between a link and a device; measured now if they are not known.
