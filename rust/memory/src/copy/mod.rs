@@ -7,6 +7,8 @@
 mod heat;
 mod kernel;
 mod part;
+#[cfg(target_arch = "x86_64")]
+mod runs;
 mod summed;
 
 use std::ptr;
