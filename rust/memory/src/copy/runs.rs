@@ -111,7 +111,9 @@ unsafe fn two_runs<const SUM: bool>(target: *mut u8, source: *const u8, run: usi
     for offset in (0..run - LINE).step_by(LINE) {
         for at in 0..RUNS {
             let place = at * run + offset;
-            _mm_prefetch::<_MM_HINT_NTA>(source.wrapping_add(place + ahead).cast());
+            // Past the end of the second run lies what is likely to be read next; past that of the first, what was read.
+            let asked = if at + 1 < RUNS { (offset + ahead).min(run - LINE) } else { run + offset + ahead };
+            _mm_prefetch::<_MM_HINT_NTA>(source.wrapping_add(asked).cast());
             // SAFETY: two lines that follow each other in a run, the second of which is not past its end.
             let next = unsafe {
                 let next = load(source.add(place + LINE));
