@@ -47,6 +47,7 @@ pub fn checksum_combine(first: u32, second: u32, second_bytes: u64) -> u32 {
 }
 
 /// `x` to this power modulo the polynomial.
+#[cfg(target_arch = "x86_64")]
 pub(crate) const fn power_of_x(mut power: u64) -> u32 {
     // x^0, and the squares of x.
     let (mut result, mut square) = (1 << 31, 1 << 30);
