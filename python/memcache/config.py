@@ -63,6 +63,9 @@ class StoreConfig:
     """File with the costs of paths. Empty: measured when first needed, kept in the user's cache folder."""
     transfer_threads: int = 0
     """Threads that copy for one call; 0: as many as cores, at most 4."""
+    copy_kernel: str = "auto"
+    """How large copies of host memory are made: ``"auto"``, ``"avx2-nt-lines"``, ``"avx2-nt-2-runs"`` or
+    ``"avx512-nt-4-runs"``. The first store of a process that names one decides for all of it (docs/adr/0010)."""
 
     @classmethod
     def load(cls, file: PathLike | None = None, /, **overrides: Any) -> StoreConfig:

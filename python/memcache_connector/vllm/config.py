@@ -26,6 +26,7 @@ STORE_KEYS = (
     "checksum_one_in",
     "huge_pages",
     "transfer_threads",
+    "copy_kernel",
     "replica_num",
     "repair_bytes_per_s",
     "path",

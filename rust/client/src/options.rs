@@ -4,6 +4,7 @@ use std::net::{ToSocketAddrs, UdpSocket};
 use std::thread::available_parallelism;
 
 use memcache_config::{ChecksumPolicy, Endpoint, LocalConfig, Protocol, StoreConfig};
+use memcache_memory::Kernel;
 use memcache_transport::ProtocolChoice;
 
 use crate::local_service::LocalOptions;
@@ -61,7 +62,20 @@ impl StoreOptions {
         let replicas = usize::try_from(config.replica_num).unwrap_or(usize::MAX);
         let (protocol, rdma_device) = (choice(config.protocol), config.rdma_device.clone());
         let staging = StagingOptions::default();
-        Self { endpoint, lend, protocol, rdma_device, checksums, replicas, transfer_threads, path, costs, staging }
+        let kernel = Kernel::ALL.into_iter().find(|kernel| kernel.name() == config.copy_kernel.as_str());
+        Self {
+            endpoint,
+            lend,
+            protocol,
+            rdma_device,
+            checksums,
+            replicas,
+            transfer_threads,
+            kernel,
+            path,
+            costs,
+            staging,
+        }
     }
 }
 
@@ -132,6 +146,8 @@ fn route_towards(host: &str, port: u16) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use memcache_config::CopyKernel;
+
     use super::*;
 
     #[test]
@@ -141,6 +157,17 @@ mod tests {
         assert_eq!(data_host("", &near), LOOPBACK);
         assert_eq!(data_host("node7", &far), "node7");
         assert_eq!(data_host("", &"unix-abstract:x".parse().unwrap()), LOOPBACK);
+    }
+
+    #[test]
+    fn every_kernel_has_its_word_in_the_settings() {
+        let words = [CopyKernel::Auto, CopyKernel::Avx2Lines, CopyKernel::Avx2Runs, CopyKernel::Avx512Runs];
+        let kernels = words.map(|copy_kernel| {
+            let config = StoreConfig { copy_kernel, ..StoreConfig::default() };
+            StoreOptions::from_config(&config, "127.0.0.1:7411".parse().unwrap()).kernel
+        });
+        assert_eq!(kernels.into_iter().flatten().collect::<Vec<_>>(), Kernel::ALL);
+        assert_eq!(kernels[0], None);
     }
 
     #[test]

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
+use memcache_memory::Kernel;
 use memcache_transport::plan::PathChoice;
 use memcache_transport::{Fabric, FabricOptions, ProtocolChoice};
 use memcache_types::limits::{OBJECT_BYTES_MAX, PIECES_MAX};
@@ -53,6 +54,8 @@ pub struct StoreOptions {
     pub replicas: usize,
     /// Threads that copy for one call, this one included; at least 1.
     pub transfer_threads: usize,
+    /// How this process copies much at a time; `None`: as suits the processor. The first store that names one decides.
+    pub kernel: Option<Kernel>,
     /// Which path objects take.
     pub path: PathChoice,
     /// Where the costs of paths come from.
@@ -99,6 +102,16 @@ impl Store {
     pub fn open(options: &StoreOptions) -> Result<Self, StoreError> {
         let costs = Costs::open(&options.costs)?;
         let book = Book::open(options.endpoint.clone())?;
+        if let Some(wanted) = options.kernel
+            && wanted.settle() != Some(wanted)
+        {
+            let used = Kernel::best().map_or("none", Kernel::name);
+            tracing::warn!(
+                wanted = wanted.name(),
+                used,
+                "copies of this process are made in another way than asked for"
+            );
+        }
         let rdma = rdma(options.protocol, &options.rdma_device)?;
         let fabric = Fabric::with_rdma(FabricOptions { choice: options.protocol, ..FabricOptions::default() }, rdma);
         let local = match &options.lend {

@@ -20,7 +20,7 @@ pub use endpoint::{Endpoint, EndpointError};
 pub use error::ConfigError;
 pub use local::LocalConfig;
 pub use meta::MetaConfig;
-pub use setting::{ChecksumPolicy, EvictionPolicy, Protocol, TransferPath};
+pub use setting::{ChecksumPolicy, CopyKernel, EvictionPolicy, Protocol, TransferPath};
 pub use store::StoreConfig;
 
 #[cfg(test)]

@@ -212,6 +212,20 @@ choice! {
 }
 
 choice! {
+    /// How large copies of a process are made.
+    CopyKernel {
+        /// In the way that suits the processor.
+        Auto = "auto",
+        /// 32-byte stores in one stream.
+        Avx2Lines = "avx2-nt-lines",
+        /// 32-byte stores over two runs at a time.
+        Avx2Runs = "avx2-nt-2-runs",
+        /// 64-byte stores over four runs at a time.
+        Avx512Runs = "avx512-nt-4-runs",
+    }
+}
+
+choice! {
     /// Which path objects take between the pool and an engine's memory.
     TransferPath {
         /// The one predicted to be fastest, for each object.

@@ -10,7 +10,7 @@ use crate::endpoint::Endpoint;
 use crate::error::ConfigError;
 use crate::layers::FILE_VARIABLE;
 use crate::local::{is_device, is_file, is_host, is_lendable};
-use crate::setting::{ChecksumPolicy, Protocol, TransferPath};
+use crate::setting::{ChecksumPolicy, CopyKernel, Protocol, TransferPath};
 
 component! {
     /// Settings of a client of the pool: `conf/store.toml`, `MEMCACHE_<KEY>`.
@@ -49,6 +49,8 @@ component! {
     costs: String = String::new(), "a path or empty", |_| true;
     /// Threads that move bytes. 0: as many as cores, at most 4.
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
+    /// How large copies of host memory are made. "auto": as a trial of a millisecond at the first one says. The first store of a process that names one decides for all of it; one that the processor does not have is left.
+    copy_kernel: CopyKernel = CopyKernel::Auto, "\"auto\", \"avx2-nt-lines\", \"avx2-nt-2-runs\" or \"avx512-nt-4-runs\"", |_| true;
     /// Most objects of the lent memory that are written down in it, so that they are found again after a restart of the MetaService; 384 bytes each, beside lend_bytes. 0: one for every 64KB, and at least one for every 4KB up to 1024.
     holdings_slots: u64 = 0, "0 to 1073741824", |slots| *slots <= 1 << 30;
     /// File to lend instead of memory that ends with this process, on tmpfs or hugetlbfs such as /dev/shm/NAME: a process that lends it again brings back what it holds. It stays until somebody deletes it. Empty: none.

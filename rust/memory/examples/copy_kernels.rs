@@ -16,8 +16,8 @@ use std::thread;
 use std::time::Instant;
 
 use memcache_memory::{
-    CopyMode, Kernel, MemoryError, RawRegion, Segment, SegmentOptions, checksum_pieces, gather_summed, gather_with,
-    scatter_summed, scatter_with,
+    CopyMode, Kernel, MemoryError, RawRegion, Segment, SegmentOptions, checksum_bytes, checksum_pieces, gather_summed,
+    gather_with, scatter_summed, scatter_with,
 };
 use memcache_types::ScatterList;
 
@@ -68,7 +68,16 @@ fn run() -> Result<(), MemoryError> {
                 .map(|kernel| (kernel.to_string(), CopyMode::Streaming(kernel))),
         )
         .collect();
-    println!("best kernel of this processor: {}", Kernel::best().map_or("none", Kernel::name));
+    println!("kernel of this process: {}", Kernel::best().map_or("none", Kernel::name));
+    for turn in 1..=3 {
+        let started = Instant::now();
+        let times = Kernel::trial();
+        print!("trial {turn} ({} us):", started.elapsed().as_micros());
+        for (kernel, took) in times {
+            print!(" {kernel} {} us", took.as_micros());
+        }
+        println!();
+    }
     print!("{:<16} {:<8} {:<6}", "shape", "", "");
     for (name, _) in &modes {
         print!("{name:>18}");
@@ -202,7 +211,8 @@ fn measure(
 fn sums(segment: &Segment, lists: &[ScatterList], bytes: usize) {
     type Act = unsafe fn(&ScatterList, RawRegion<'_>) -> u32;
     #[allow(clippy::undocumented_unsafe_blocks, reason = "all under the contract of `Act`, kept below")]
-    let ways: [(&str, Act); 6] = [
+    let ways: [(&str, Act); 7] = [
+        ("sum", |list, _| unsafe { checksum_pieces(list) }),
         ("scatter", |list, extent| unsafe {
             scatter_with(CopyMode::Auto, extent, list);
             0
@@ -224,20 +234,37 @@ fn sums(segment: &Segment, lists: &[ScatterList], bytes: usize) {
         ("gather and sum", |list, extent| unsafe { gather_summed(CopyMode::Auto, list, extent) }),
     ];
     for (name, act) in ways {
-        let mut rates: Vec<f64> = (0..ROUNDS)
-            .map(|_| {
-                let started = Instant::now();
-                for (list, number) in lists.iter().zip(0u64..) {
+        let median = |threads: usize| {
+            let share = lists.len().div_ceil(threads);
+            let each = |lists: &[ScatterList], first: u64| {
+                for (list, number) in lists.iter().zip(first..) {
                     let Ok(extent) = segment.region().sub(number * bytes as u64, bytes as u64) else { continue };
                     // SAFETY: as said above.
                     std::hint::black_box(unsafe { act(list, extent) });
                 }
-                rate((lists.len() * bytes) as u64, started)
-            })
-            .collect();
-        rates.sort_by(f64::total_cmp);
-        println!("61x128K+61x16K cold, {name:<18} {:>6.1}", rates[ROUNDS / 2]);
+            };
+            let mut rates: Vec<f64> = (0..ROUNDS)
+                .map(|_| {
+                    let started = Instant::now();
+                    thread::scope(|scope| {
+                        for (lists, number) in lists.chunks(share).zip(0u64..) {
+                            scope.spawn(move || each(lists, number * share as u64));
+                        }
+                    });
+                    rate((lists.len() * bytes) as u64, started)
+                })
+                .collect();
+            rates.sort_by(f64::total_cmp);
+            rates[ROUNDS / 2]
+        };
+        println!("61x128K+61x16K cold, {name:<18} {:>6.1}  on two threads {:>6.1}", median(1), median(2));
     }
+    let near = vec![1u8; 16 << 10];
+    let started = Instant::now();
+    for _ in 0..10_000 {
+        std::hint::black_box(checksum_bytes(std::hint::black_box(&near)));
+    }
+    println!("sum of 16 KiB in the first-level cache {:>6.1}", rate(10_000 * near.len() as u64, started));
 }
 
 fn rate(bytes: u64, started: Instant) -> f64 {

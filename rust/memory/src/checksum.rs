@@ -46,8 +46,23 @@ pub fn checksum_combine(first: u32, second: u32, second_bytes: u64) -> u32 {
     moved ^ second
 }
 
+/// `x` to this power modulo the polynomial.
+#[cfg(target_arch = "x86_64")]
+pub(crate) const fn power_of_x(mut power: u64) -> u32 {
+    // x^0, and the squares of x.
+    let (mut result, mut square) = (1 << 31, 1 << 30);
+    while power > 0 {
+        if power & 1 == 1 {
+            result = product(result, square);
+        }
+        square = product(square, square);
+        power >>= 1;
+    }
+    result
+}
+
 /// The product of two polynomials modulo CRC-32C's.
-const fn product(first: u32, mut second: u32) -> u32 {
+pub(crate) const fn product(first: u32, mut second: u32) -> u32 {
     let mut sum = 0;
     let mut bit = 1 << 31;
     while bit != 0 {

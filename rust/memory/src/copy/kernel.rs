@@ -1,43 +1,36 @@
-//! Copy loops that store around the caches, and which of them suits this processor.
+//! Copy loops that store around the caches, and which of them is expected to suit this processor.
 
 use std::fmt;
 use std::ptr;
-use std::sync::OnceLock;
 
 /// A copy loop with non-temporal stores.
 ///
-/// Which one is fastest differs between makers: some processors want one stream of full lines, others several
+/// Which one is fastest differs between processors: some want one stream of full lines, others several
 /// at a time so that their prefetchers and write-combining buffers all have work.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kernel {
     /// 32-byte stores in one stream.
     Avx2Lines,
-    /// 32-byte stores over two pages at a time.
-    Avx2Pages,
+    /// 32-byte stores over two runs at a time, each up to 64 KiB long, with loads ahead of them. Sums on the way.
+    Avx2Runs,
     /// 64-byte stores over four runs at a time, each up to 32 KiB long.
     Avx512Runs,
 }
 
-const LINE: usize = 64;
+pub(super) const LINE: usize = 64;
 const PAGE: usize = 4096;
 
 impl Kernel {
     /// All kernels there are, whether or not this processor has them.
-    pub const ALL: [Self; 3] = [Self::Avx2Lines, Self::Avx2Pages, Self::Avx512Runs];
+    pub const ALL: [Self; 3] = [Self::Avx2Lines, Self::Avx2Runs, Self::Avx512Runs];
 
     /// The name used in logs and benchmarks.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Avx2Lines => "avx2-nt-lines",
-            Self::Avx2Pages => "avx2-nt-2-pages",
+            Self::Avx2Runs => "avx2-nt-2-runs",
             Self::Avx512Runs => "avx512-nt-4-runs",
         }
-    }
-
-    /// The fastest kernel of this processor, if it has any. Asked for once.
-    pub fn best() -> Option<Self> {
-        static BEST: OnceLock<Option<Kernel>> = OnceLock::new();
-        *BEST.get_or_init(Self::choose)
     }
 
     /// Copies `bytes` bytes, the middle of them around the caches.
@@ -116,21 +109,30 @@ mod x86_64 {
 
     use std::ptr;
 
+    use super::super::runs;
     use super::{Kernel, LINE, PAGE};
 
     impl Kernel {
         /// Whether this processor has the instructions.
         pub fn is_available(self) -> bool {
             match self {
-                Self::Avx2Lines | Self::Avx2Pages => is_x86_feature_detected!("avx2"),
+                Self::Avx2Lines => is_x86_feature_detected!("avx2"),
+                Self::Avx2Runs => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("pclmulqdq"),
                 Self::Avx512Runs => is_x86_feature_detected!("avx512f"),
             }
         }
 
-        pub(super) fn choose() -> Option<Self> {
-            // Measured: Intel gains nothing from one stream and most from four pages; AMD the other way round.
-            let ranking: &[Self] = if is_intel() { &[Self::Avx512Runs, Self::Avx2Pages] } else { &[Self::Avx2Lines] };
-            ranking.iter().copied().find(|kernel| kernel.is_available())
+        /// The kernels that this processor has, the one that is expected to be fastest first.
+        ///
+        /// Measured: Intel with AVX-512 wants several runs with the widest stores; AMD's Zen 4 one stream; Zen 1, which has no
+        /// AVX-512, two runs.
+        pub(in super::super) fn expected() -> Vec<Self> {
+            let ranking = match (is_intel(), Self::Avx512Runs.is_available()) {
+                (true, _) => [Self::Avx512Runs, Self::Avx2Runs, Self::Avx2Lines],
+                (false, true) => [Self::Avx2Lines, Self::Avx2Runs, Self::Avx512Runs],
+                (false, false) => [Self::Avx2Runs, Self::Avx2Lines, Self::Avx512Runs],
+            };
+            ranking.into_iter().filter(|kernel| kernel.is_available()).collect()
         }
 
         /// Moves what fits in the way of the kernel, and says how many bytes that were.
@@ -138,22 +140,13 @@ mod x86_64 {
         /// # Safety
         /// As [`copy`](Self::copy); `target` starts a line unless there are no bytes.
         pub(super) unsafe fn stream(self, target: *mut u8, source: *const u8, bytes: usize) -> usize {
-            let step = match self {
-                Self::Avx2Lines => 2 * LINE,
-                Self::Avx2Pages => 2 * PAGE,
-                // SAFETY: by this function's contract.
-                Self::Avx512Runs => return unsafe { in_runs::<PLAIN>(target, source, ptr::null_mut(), bytes) },
-            };
-            let body = bytes / step * step;
-            for offset in (0..body).step_by(step.max(PAGE)) {
-                // SAFETY: each round stays within `body`: the page loop moves whole steps, and the line loop is told how
-                // much is left.
-                unsafe {
-                    let (target, source) = (target.add(offset), source.add(offset));
-                    match self {
-                        Self::Avx2Pages => avx2::<2, false>(target, source, PAGE, 0),
-                        _ => avx2::<1, false>(target, source, PAGE.min(body - offset), 0),
-                    }
+            let body = bytes / (2 * LINE) * (2 * LINE);
+            // SAFETY: by this function's contract; the line loop is told how much it may move.
+            unsafe {
+                match self {
+                    Self::Avx2Lines => lines::<false>(target, source, body, 0),
+                    Self::Avx2Runs => return runs::stream::<false>(target, source, bytes, 0).0,
+                    Self::Avx512Runs => return in_runs::<PLAIN>(target, source, ptr::null_mut(), bytes),
                 }
             }
             body
@@ -171,7 +164,7 @@ mod x86_64 {
             bytes: usize,
         ) -> usize {
             match self {
-                Self::Avx2Lines | Self::Avx2Pages => 0,
+                Self::Avx2Lines | Self::Avx2Runs => 0,
                 // SAFETY: by this function's contract.
                 Self::Avx512Runs => unsafe { in_runs::<KEEP>(target, source, near, bytes) },
             }
@@ -182,7 +175,7 @@ mod x86_64 {
         pub(super) unsafe fn stream_ahead(self, target: *mut u8, source: *const u8, bytes: usize) {
             debug_assert_eq!(self, Self::Avx2Lines);
             // SAFETY: by this function's contract.
-            unsafe { avx2::<1, true>(target, source, bytes, bytes) }
+            unsafe { lines::<true>(target, source, bytes, bytes) }
         }
     }
 
@@ -232,42 +225,43 @@ mod x86_64 {
         unsafe { std::ptr::copy_nonoverlapping(source.add(body), target.add(body), bytes - body) }
     }
 
-    /// Moves the first `bytes` bytes of each of `PAGES` adjacent pages, two lines of each in turn. With `AHEAD` also
-    /// asks for the lines `ahead` bytes after those it moves.
+    /// Moves `bytes` bytes, two lines at a time. With `AHEAD` also asks for the lines `ahead` bytes after those it moves.
     ///
     /// # Safety
-    /// All of the pages, as far as they are moved, are readable at `source` and writable at `target`, which starts
-    /// a line; `bytes` is a multiple of two lines; the processor has AVX2.
+    /// They are readable at `source` and writable at `target`, which starts a line; `bytes` is a multiple of two lines;
+    /// the processor has AVX2.
     #[target_feature(enable = "avx2")]
     #[allow(clippy::cast_ptr_alignment, reason = "loads are unaligned ones, and targets start a line")]
-    unsafe fn avx2<const PAGES: usize, const AHEAD: bool>(
-        target: *mut u8,
-        source: *const u8,
-        bytes: usize,
-        ahead: usize,
-    ) {
+    unsafe fn lines<const AHEAD: bool>(target: *mut u8, source: *const u8, bytes: usize, ahead: usize) {
         for offset in (0..bytes).step_by(2 * LINE) {
             if AHEAD {
                 let next = source.wrapping_add(offset + ahead);
                 prefetch(next);
                 prefetch(next.wrapping_add(LINE));
             }
-            for page in 0..PAGES {
-                // SAFETY: within the pages, by contract; unaligned loads, and stores at multiples of 32.
-                unsafe {
-                    let from = source.add(page * PAGE + offset).cast::<__m256i>();
-                    let to = target.add(page * PAGE + offset).cast::<__m256i>();
-                    let first = _mm256_loadu_si256(from);
-                    let second = _mm256_loadu_si256(from.add(1));
-                    let third = _mm256_loadu_si256(from.add(2));
-                    let fourth = _mm256_loadu_si256(from.add(3));
-                    _mm256_stream_si256(to, first);
-                    _mm256_stream_si256(to.add(1), second);
-                    _mm256_stream_si256(to.add(2), third);
-                    _mm256_stream_si256(to.add(3), fourth);
-                }
+            // SAFETY: within the bytes, by contract; unaligned loads, and stores at multiples of 32.
+            unsafe {
+                let from = source.add(offset).cast::<__m256i>();
+                let to = target.add(offset).cast::<__m256i>();
+                let first = _mm256_loadu_si256(from);
+                let second = _mm256_loadu_si256(from.add(1));
+                let third = _mm256_loadu_si256(from.add(2));
+                let fourth = _mm256_loadu_si256(from.add(3));
+                _mm256_stream_si256(to, first);
+                _mm256_stream_si256(to.add(1), second);
+                _mm256_stream_si256(to.add(2), third);
+                _mm256_stream_si256(to.add(3), fourth);
             }
         }
+    }
+
+    /// As [`Kernel::copy`], with the kernel that sums on the way.
+    ///
+    /// # Safety
+    /// As [`Kernel::copy`], and the processor has [`Kernel::Avx2Runs`].
+    pub(in super::super) unsafe fn copy_summed(target: *mut u8, source: *const u8, bytes: usize, state: u32) -> u32 {
+        // SAFETY: by this function's contract.
+        unsafe { runs::copy_summed(target, source, bytes, state) }
     }
 
     /// Runs that [`avx512_4_runs`] moves at a time.
@@ -399,7 +393,7 @@ mod x86_64 {
 #[cfg(target_arch = "x86_64")]
 use x86_64::prefetch;
 #[cfg(target_arch = "x86_64")]
-pub(super) use x86_64::{bring, drain};
+pub(super) use x86_64::{bring, copy_summed, drain};
 
 #[cfg(not(target_arch = "x86_64"))]
 mod portable {
@@ -411,8 +405,8 @@ mod portable {
             false
         }
 
-        pub(super) const fn choose() -> Option<Self> {
-            None
+        pub(in super::super) const fn expected() -> Vec<Self> {
+            Vec::new()
         }
 
         /// # Safety
@@ -444,6 +438,12 @@ mod portable {
         unsafe { std::ptr::copy_nonoverlapping(source, target, bytes) }
     }
 
+    /// # Safety
+    /// Never called: there is no kernel.
+    pub(in super::super) const unsafe fn copy_summed(_: *mut u8, _: *const u8, _: usize, state: u32) -> u32 {
+        state
+    }
+
     pub(super) const fn prefetch(_: *const u8) {}
 
     pub(in super::super) const fn drain() {}
@@ -452,4 +452,4 @@ mod portable {
 #[cfg(not(target_arch = "x86_64"))]
 use portable::prefetch;
 #[cfg(not(target_arch = "x86_64"))]
-pub(super) use portable::{bring, drain};
+pub(super) use portable::{bring, copy_summed, drain};

@@ -4,9 +4,12 @@
 //! fetch every line of the target only to overwrite it. Whether a copy is cold is found out by looking at a few of
 //! its lines ([`CopyMode::Auto`]); small and cache-hot ones are a plain memcpy.
 
+mod choice;
 mod heat;
 mod kernel;
 mod part;
+#[cfg(target_arch = "x86_64")]
+mod runs;
 mod summed;
 
 use std::ptr;
@@ -166,7 +169,7 @@ unsafe fn kernel_for(mode: CopyMode, size: Size, moves: impl Iterator<Item = Mov
         CopyMode::Auto => {
             let is_large = size.object >= STREAM_BYTES_MIN && size.piece >= STREAM_PIECE_MIN;
             // SAFETY: by this function's contract.
-            Kernel::best().filter(|_| is_large && !unsafe { heat::is_hot(size.part, moves) })
+            if is_large && !unsafe { heat::is_hot(size.part, moves) } { Kernel::best() } else { None }
         }
     }
 }

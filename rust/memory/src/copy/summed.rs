@@ -20,7 +20,7 @@ const GATHER_BYTES: usize = 4 << 10;
 /// moves 2.5 times as fast as 4 KiB did through memcpy.
 const SCATTER_BYTES: usize = 2 << 10;
 /// The same for kernels that move several runs at a time.
-const PAGES_BYTES: usize = 16 << 10;
+const RUNS_BYTES: usize = 16 << 10;
 
 /// As [`gather_with`](super::gather_with); returns the CRC-32C of the bytes copied.
 ///
@@ -48,6 +48,10 @@ pub unsafe fn gather_part_summed(mode: CopyMode, local: &ScatterList, part: Part
     let moves = gather_moves(local, part, target);
     // SAFETY: the pieces are readable by contract, and the moves lie in `target`.
     let kernel = unsafe { kernel_for(mode, Size::of(local, part), moves.clone()) };
+    if kernel == Some(Kernel::Avx2Runs) {
+        // SAFETY: as above; the processor has the kernel.
+        return unsafe { copy_all_summed(moves) };
+    }
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     for run in moves.flat_map(|one| runs(one, step(kernel, GATHER_BYTES))) {
         // SAFETY: nobody writes to the pieces meanwhile, so they may be looked at again; the rest as above.
@@ -70,9 +74,13 @@ pub unsafe fn scatter_part_summed(mode: CopyMode, source: RawRegion<'_>, local: 
     let moves = scatter_moves(source, local, part);
     // SAFETY: the pieces are writable by contract, and the moves lie in `source`.
     let kernel = unsafe { kernel_for(mode, Size::of(local, part), moves.clone()) };
+    if kernel == Some(Kernel::Avx2Runs) {
+        // SAFETY: as above; the processor has the kernel.
+        return unsafe { copy_all_summed(moves) };
+    }
     let mut digest = Digest::new(CrcAlgorithm::Crc32Iscsi);
     #[allow(clippy::large_stack_arrays, reason = "16 KiB and a line, on threads with stacks of 2 MiB")]
-    let mut bounce = Bounce([0; PAGES_BYTES + LINE]);
+    let mut bounce = Bounce([0; RUNS_BYTES + LINE]);
     for run in moves.flat_map(|one| runs(one, step(kernel, SCATTER_BYTES))) {
         // Others may write to the source at any time, so it is read once and only the copy is summed. Plainly copied
         // bytes are in the cache where they arrived; those that go around it are copied to a buffer in it first.
@@ -92,15 +100,33 @@ pub unsafe fn scatter_part_summed(mode: CopyMode, source: RawRegion<'_>, local: 
     finish(kernel, &digest)
 }
 
+/// Copies with the kernel that sums on the way.
+///
+/// # Safety
+/// Each target is writable, each source readable, neither overlaps the other, and the processor has the kernel.
+unsafe fn copy_all_summed(moves: impl Iterator<Item = Move>) -> u32 {
+    let mut moves = moves.peekable();
+    let mut state = !0;
+    while let Some(one) = moves.next() {
+        if let Some(next) = moves.peek() {
+            kernel::expect(next.target, next.bytes);
+        }
+        // SAFETY: by this function's contract.
+        state = unsafe { kernel::copy_summed(one.target, one.source, one.bytes, state) };
+    }
+    kernel::drain();
+    !state
+}
+
 /// A buffer that starts a line, with room for what comes before the first line of a target.
 #[repr(align(64))]
-struct Bounce([u8; PAGES_BYTES + LINE]);
+struct Bounce([u8; RUNS_BYTES + LINE]);
 
 /// Bytes to move and sum at a time, where a kernel that moves lines would take `lines`.
 const fn step(kernel: Option<Kernel>, lines: usize) -> usize {
     match kernel {
-        None | Some(Kernel::Avx2Lines) => lines,
-        Some(Kernel::Avx2Pages | Kernel::Avx512Runs) => PAGES_BYTES,
+        Some(Kernel::Avx512Runs) => RUNS_BYTES,
+        _ => lines,
     }
 }
 
