@@ -23,6 +23,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 mod lane;
 mod lanes;
+mod mailbox;
 mod releases;
 
 use self::lane::Broken;
