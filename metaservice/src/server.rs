@@ -75,7 +75,7 @@ impl MetaServer {
         let (stop, stopped) = watch::channel(false);
         let ended = Arc::new(Ended::default());
         let guard = EndedOnDrop(Arc::clone(&ended));
-        let (epoch, doorman) = draw_epoch(&address);
+        let (epoch, doorman) = draw_epoch(&address, config.mailboxes_max > 0);
         let listener = listener.with_doorman(doorman);
         let book = Book::new(config, epoch);
         let thread = thread::Builder::new()
@@ -154,7 +154,7 @@ impl fmt::Debug for MetaServer {
 
 /// The wall clock at start, and never the same twice in one process or, for one port, in one network namespace; and where
 /// mailboxes are handed out, for a service on TCP.
-fn draw_epoch(address: &Endpoint) -> (Epoch, Option<UnixListener>) {
+fn draw_epoch(address: &Endpoint, has_mailboxes: bool) -> (Epoch, Option<UnixListener>) {
     static LAST: AtomicU64 = AtomicU64::new(0);
     loop {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
@@ -162,7 +162,7 @@ fn draw_epoch(address: &Endpoint) -> (Epoch, Option<UnixListener>) {
         let before = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)));
         let epoch = Epoch::new(now.max(before.unwrap_or(0) + 1));
         match address {
-            Endpoint::Tcp { port, .. } => match bind_doorman(epoch, *port) {
+            Endpoint::Tcp { port, .. } if has_mailboxes => match bind_doorman(epoch, *port) {
                 Ok(doorman) => return (epoch, Some(doorman)),
                 // Another service, on the same port of another address, was started in the same millisecond.
                 Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
@@ -171,7 +171,7 @@ fn draw_epoch(address: &Endpoint) -> (Epoch, Option<UnixListener>) {
                     return (epoch, None);
                 }
             },
-            Endpoint::Unix(_) | Endpoint::UnixAbstract(_) => return (epoch, None),
+            _ => return (epoch, None),
         }
     }
 }

@@ -33,9 +33,6 @@ const PROBES: u32 = 3;
 /// Replies are sent when they have come to this many bytes, also while more requests wait.
 pub(super) const REPLIES_BYTES: usize = 256 << 10;
 
-/// Most lanes with a mailbox: 132 KiB each. Past it lanes go without.
-const MAILBOXES_MAX: usize = 1024;
-
 /// Which part of the file descriptors of the process lanes may take: every client has a session as well.
 const DESCRIPTORS_PART: u64 = 4;
 
@@ -45,19 +42,21 @@ pub(super) struct LaneCount {
     open: AtomicUsize,
     limit: usize,
     with_mailbox: AtomicUsize,
+    mailboxes_max: usize,
     vigil: Vigil,
 }
 
 impl LaneCount {
-    /// A limit that leaves most file descriptors to sessions.
-    pub(super) fn new() -> Arc<Self> {
+    /// A limit that leaves most file descriptors to sessions, and so many with a mailbox.
+    pub(super) fn new(mailboxes_max: usize) -> Arc<Self> {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let limit = usize::try_from(descriptors / DESCRIPTORS_PART).unwrap_or(usize::MAX);
-        Arc::new(Self::with_limit(limit))
+        Arc::new(Self::with_limits(limit, mailboxes_max))
     }
 
-    fn with_limit(limit: usize) -> Self {
-        Self { open: AtomicUsize::new(0), limit, with_mailbox: AtomicUsize::new(0), vigil: Vigil::default() }
+    fn with_limits(limit: usize, mailboxes_max: usize) -> Self {
+        let (open, with_mailbox) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { open, limit, with_mailbox, mailboxes_max, vigil: Vigil::default() }
     }
 
     /// What keeps the thread awake while lanes need it.
@@ -76,9 +75,9 @@ impl LaneCount {
     /// For a lane with a mailbox, which takes memory.
     pub(super) fn enter_with_mailbox(self: &Arc<Self>) -> Result<Entered, String> {
         let mut entered = self.enter()?;
-        if self.with_mailbox.fetch_add(1, Ordering::AcqRel) >= MAILBOXES_MAX {
+        if self.with_mailbox.fetch_add(1, Ordering::AcqRel) >= self.mailboxes_max {
             self.with_mailbox.fetch_sub(1, Ordering::AcqRel);
-            return Err(format!("{MAILBOXES_MAX} mailboxes are open, the limit"));
+            return Err(format!("{} mailboxes are open, the limit", self.mailboxes_max));
         }
         entered.has_mailbox = true;
         Ok(entered)
@@ -224,11 +223,23 @@ mod tests {
 
     #[test]
     fn lanes_past_the_limit_are_refused_by_name_until_one_ends() {
-        let lanes = Arc::new(LaneCount::with_limit(2));
+        let lanes = Arc::new(LaneCount::with_limits(2, 1));
         let (first, _second) = (lanes.enter().unwrap(), lanes.enter().unwrap());
         let Err(refused) = lanes.enter() else { panic!("a third lane") };
         assert_eq!(refused, "2 lanes are open, the limit");
         drop(first);
         assert!(lanes.enter().is_ok());
+    }
+
+    #[test]
+    fn mailboxes_past_the_limit_are_refused_by_name_and_lanes_are_not() {
+        let lanes = Arc::new(LaneCount::with_limits(2, 1));
+        let first = lanes.enter_with_mailbox().unwrap();
+        let Err(refused) = lanes.enter_with_mailbox() else { panic!("a second mailbox") };
+        assert_eq!(refused, "1 mailboxes are open, the limit");
+        let second = lanes.enter().unwrap();
+        drop((first, second));
+        let _third = lanes.enter_with_mailbox().unwrap();
+        assert!(lanes.enter().is_ok(), "a lane that was refused a mailbox still counts");
     }
 }

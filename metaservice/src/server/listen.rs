@@ -82,7 +82,11 @@ impl Listener {
                 let socket = StdTcpListener::bind((host.as_str(), *port))?;
                 socket.set_nonblocking(true)?;
                 let port = socket.local_addr()?.port();
-                Ok(Self { address: Endpoint::Tcp { host: host.clone(), port }, socket: Socket::Tcp(socket), doorman: None })
+                Ok(Self {
+                    address: Endpoint::Tcp { host: host.clone(), port },
+                    socket: Socket::Tcp(socket),
+                    doorman: None,
+                })
             }
             Endpoint::Unix(path) => {
                 let socket = bind_path(path)?;
@@ -110,7 +114,7 @@ impl Listener {
 
     /// Serves until told to stop, then lets connections finish for a moment.
     pub(super) async fn serve(self, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()> {
-        let lanes = LaneCount::new();
+        let lanes = LaneCount::new(book.mailboxes_max());
         let doorman = self.doorman.map(UnixListener::from_std).transpose()?;
         let doorman = doorman.map(|doorman| {
             tokio::spawn(hand_out_mailboxes(doorman, Arc::clone(&book), Arc::clone(&lanes), stopped.clone()))

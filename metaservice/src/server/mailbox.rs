@@ -1,14 +1,16 @@
 //! Lanes through shared memory, for clients on the same host.
 
 use std::io;
+use std::os::unix::net::UnixStream as StdUnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use memcache_mailbox::{Change, End, pass, ring};
+use memcache_mailbox::{Change, End, pass, ring, watch};
 use memcache_proto::MESSAGE_BYTES_MAX;
 use memcache_proto::lane::{Incoming, greeting};
 use parking_lot::Mutex;
 use rustix::net::{RecvFlags, Shutdown, recv, shutdown};
+use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::net::UnixStream;
 use tokio::time::timeout;
@@ -22,7 +24,8 @@ const REQUESTS_MAX: usize = 16;
 /// A client's mailbox, and the socket to ring through.
 #[derive(Debug)]
 pub(super) struct Mailbox {
-    socket: UnixStream,
+    /// Watched for what comes alone: a client that takes a ring out of it makes room, which would wake this thread.
+    socket: AsyncFd<StdUnixStream>,
     traffic: Mutex<Traffic>,
     is_watched: AtomicBool,
 }
@@ -61,9 +64,12 @@ impl Mailbox {
             Ok(Change::NONE) => false,
             Ok(changed) => {
                 if traffic.end.must_ring(changed)
-                    && let Err(error) = ring(&self.socket)
+                    && let Err(error) = ring(self.socket.get_ref())
                 {
                     self.end(&mut traffic, error);
+                }
+                if traffic.end.shares_processor() {
+                    std::thread::yield_now();
                 }
                 true
             }
@@ -78,13 +84,13 @@ impl Mailbox {
     fn end(&self, traffic: &mut Traffic, why: io::Error) {
         traffic.broken.get_or_insert(why);
         // It fails where the client has hung up already.
-        let _ = shutdown(&self.socket, Shutdown::Both);
+        let _ = shutdown(self.socket.get_ref(), Shutdown::Both);
     }
 
     /// Waits for the client to ring; false when it has hung up.
     async fn rung(&self) -> io::Result<bool> {
         let mut rings = [0; 64];
-        let read = || Ok(recv(&self.socket, &mut rings[..], RecvFlags::DONTWAIT)?);
+        let read = |socket: &StdUnixStream| Ok(recv(socket, &mut rings[..], RecvFlags::DONTWAIT)?);
         let (rings, _) = self.socket.async_io(Interest::READABLE, read).await?;
         Ok(rings > 0)
     }
@@ -93,7 +99,8 @@ impl Mailbox {
     pub(super) fn lie_down(&self) -> bool {
         let traffic = self.traffic.lock();
         let wanted = if traffic.is_full() { Change::ROOM } else { Change::BYTES };
-        let lies = traffic.broken.is_some() || ((!traffic.has_more || traffic.is_full()) && traffic.end.lie_down(wanted));
+        let lies =
+            traffic.broken.is_some() || ((!traffic.has_more || traffic.is_full()) && traffic.end.lie_down(wanted));
         if lies {
             self.set_watched(false);
         }
@@ -126,7 +133,7 @@ pub(super) async fn converse(mut stream: UnixStream, book: &Book, lanes: &Arc<La
         }
     };
     push(&greeting(book.epoch().get()), &mut hello);
-    let _counted = book.lane_opened();
+    let _counted = (book.lane_opened(), book.mailbox_opened());
     // Nobody watches yet: the first request rings.
     end.lie_down(Change::BYTES);
     pass(&stream, &hello, &memory)?;
@@ -141,7 +148,7 @@ pub(super) async fn converse(mut stream: UnixStream, book: &Book, lanes: &Arc<La
         broken: None,
     };
     let open = Open(Arc::new(Mailbox {
-        socket: stream,
+        socket: watch(stream.into_std()?)?,
         traffic: Mutex::new(traffic),
         is_watched: AtomicBool::new(false),
     }));

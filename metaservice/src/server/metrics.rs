@@ -157,6 +157,7 @@ pub(super) struct Metrics {
     expired: Counter,
     sessions: Gauge,
     lanes: Gauge,
+    mailboxes: Gauge,
     /// One scrape at a time: gauges of nodes are cleared and set.
     amounts: Mutex<Amounts>,
 }
@@ -208,7 +209,7 @@ impl Metrics {
             Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
         });
         let (joined, expired) = (Counter::default(), Counter::default());
-        let (sessions, lanes) = (Gauge::default(), Gauge::default());
+        let (sessions, lanes, mailboxes) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
         registry.register("request_failures", "Requests refused as a whole", failures);
         registry.register("keys", "Keys by what became of them", keys.clone());
@@ -217,6 +218,7 @@ impl Metrics {
         registry.register("reservations_expired", "Reservations that ran out unsealed", expired.clone());
         registry.register("sessions", "Connected sessions", sessions.clone());
         registry.register("lanes", "Open lanes", lanes.clone());
+        registry.register("mailboxes", "Open lanes through shared memory", mailboxes.clone());
         let amounts = Mutex::new(Amounts::register(&mut registry));
         let lookup = ["unknown", "located", "absent", "pending"];
         let matched = |outcome| keys.get_or_create_owned(&OutcomeLabels { rpc: "match_prefix", outcome });
@@ -238,6 +240,7 @@ impl Metrics {
             expired,
             sessions,
             lanes,
+            mailboxes,
             amounts,
         }
     }
@@ -288,6 +291,12 @@ impl Metrics {
     pub(super) fn lane(&self) -> SessionGuard {
         self.lanes.inc();
         SessionGuard(self.lanes.clone())
+    }
+
+    /// A lane through shared memory began; the guard ends it.
+    pub(super) fn mailbox(&self) -> SessionGuard {
+        self.mailboxes.inc();
+        SessionGuard(self.mailboxes.clone())
     }
 
     /// The text a scraper reads, with the amounts of now.

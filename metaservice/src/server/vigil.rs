@@ -17,6 +17,9 @@ const TURN: Duration = Duration::from_micros(20);
 /// A mailbox that brought nothing for this long is not watched any more: its client rings.
 const FORGET: Duration = Duration::from_millis(1);
 
+/// How many times mailboxes are looked at before the clock is.
+const LOOKS: u32 = 8;
+
 #[derive(Debug, Default)]
 pub(super) struct Vigil {
     served: AtomicU64,
@@ -30,6 +33,7 @@ pub(super) struct Vigil {
 struct Watched {
     mailbox: Arc<Mailbox>,
     used: Instant,
+    was_used: bool,
 }
 
 impl Vigil {
@@ -47,7 +51,7 @@ impl Vigil {
             return;
         }
         mailbox.set_watched(true);
-        self.watched.lock().push(Watched { mailbox: Arc::clone(mailbox), used: Instant::now() });
+        self.watched.lock().push(Watched { mailbox: Arc::clone(mailbox), used: Instant::now(), was_used: false });
         self.answered();
     }
 
@@ -93,18 +97,25 @@ impl Vigil {
         let mut watched = self.watched.lock();
         let mut helped = false;
         while !watched.is_empty() && !helped {
+            for _ in 0..LOOKS {
+                for one in watched.iter_mut().filter(|one| one.mailbox.serve(book)) {
+                    (helped, one.was_used) = (true, true);
+                }
+                if helped {
+                    break;
+                }
+                std::hint::spin_loop();
+            }
             let now = Instant::now();
             watched.retain_mut(|one| {
-                if one.mailbox.serve(book) {
-                    (helped, one.used) = (true, now);
-                    return true;
+                if std::mem::take(&mut one.was_used) {
+                    one.used = now;
                 }
                 now.saturating_duration_since(one.used) < FORGET || !one.mailbox.lie_down()
             });
             if now >= then {
                 break;
             }
-            std::hint::spin_loop();
         }
         helped
     }

@@ -186,6 +186,7 @@ impl Book {
     /// Lets go of a lease, without waiting and soon: together with the next request, or within milliseconds.
     pub(crate) fn release(&self, lease: u64) {
         self.shared.releases.add(lease);
+        self.shared.rouse();
     }
 
     /// Ends the conversation: unanswered requests fail, later ones too.
@@ -255,6 +256,25 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Sends what waits to be released to a service that sleeps. It would be woken for that within milliseconds anyway; now,
+    /// it is awake when the next request comes.
+    fn rouse(&self) {
+        static X: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
+        if *X.get_or_init(|| std::env::var("X_NOROUSE").is_ok()) {
+            return;
+        }
+        let Some(mut taken) = self.lanes.take_free() else { return };
+        if taken.lane.can_rouse() {
+            let leases = self.releases.take();
+            // Short enough to be added.
+            taken.lane.add(&self.request(Body::Release(pb::Release { leases })));
+            if taken.lane.rouse().is_err() {
+                return self.lanes.lose(taken);
+            }
+        }
+        self.lanes.give_back(taken);
     }
 
     /// Sends what waits to be released ahead of a request.

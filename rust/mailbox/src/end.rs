@@ -3,6 +3,8 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{Ordering, fence};
 
+use rustix::thread::sched_getcpu;
+
 use crate::RING_BYTES;
 use crate::error::MailboxError;
 use crate::memory::{Memory, Way, Word};
@@ -122,9 +124,25 @@ impl End {
         true
     }
 
+    /// Whether the other end waits on its socket.
+    pub fn is_peer_asleep(&self) -> bool {
+        self.memory.word(Word::Asleep(self.writes)).load(Ordering::Relaxed) != 0
+    }
+
     /// Says that this end does not wait any more.
     pub fn get_up(&self) {
         self.memory.word(Word::Asleep(self.reads)).store(0, Ordering::Relaxed);
+    }
+
+    /// Tells which processor this end runs on, and says whether the other end ran there last. Then it waits for this end to
+    /// stop: to look for what it may do would be in its way.
+    pub fn shares_processor(&self) -> bool {
+        let here = sched_getcpu() as u64 + 1;
+        let own = self.memory.word(Word::Processor(self.reads));
+        if own.load(Ordering::Relaxed) != here {
+            own.store(here, Ordering::Relaxed);
+        }
+        self.memory.word(Word::Processor(self.writes)).load(Ordering::Relaxed) == here
     }
 
     /// Whether the other end sleeps for what was just changed here: it must be rung for, which this says only once.

@@ -17,7 +17,7 @@ mod socket;
 
 pub use end::{Change, End};
 pub use error::MailboxError;
-pub use socket::{is_trusted, pass, receive, ring};
+pub use socket::{is_trusted, pass, receive, ring, watch};
 
 /// Bytes that one ring holds. Longer messages flow through it.
 pub const RING_BYTES: usize = 64 << 10;

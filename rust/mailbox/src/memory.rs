@@ -36,6 +36,8 @@ pub(crate) enum Word {
     Read(Way),
     /// What an end sleeps for: the one that reads what goes this way.
     Asleep(Way),
+    /// The processor that this end ran on last, plus one.
+    Processor(Way),
 }
 
 impl Word {
@@ -44,6 +46,7 @@ impl Word {
             Self::Written(way) => (0, way),
             Self::Read(way) => (1, way),
             Self::Asleep(way) => (2, way),
+            Self::Processor(way) => (3, way),
         };
         (kind * 2 + way as usize) * APART
     }

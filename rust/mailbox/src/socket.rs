@@ -3,15 +3,18 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 
 use rustix::cmsg_space;
 use rustix::io::Errno;
 use rustix::net::sockopt::socket_peercred;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, recvmsg,
-    send, sendmsg,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    recvmsg, send, sendmsg,
 };
 use rustix::process::{Uid, geteuid};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 
 /// Sends all of `bytes` and, with them, a descriptor. For a fresh socket, whose buffer is empty: it never waits.
 pub fn pass(socket: &impl AsFd, bytes: &[u8], fd: &impl AsFd) -> io::Result<()> {
@@ -37,6 +40,15 @@ pub fn receive(socket: &impl AsFd, bytes: &mut [u8]) -> io::Result<(usize, Optio
         _ => None,
     });
     Ok((message.bytes, fd))
+}
+
+/// A socket that its event loop watches for what comes, and for nothing else: a peer that takes a ring out of it makes
+/// room, and would wake this end up by that. Only within a runtime of tokio.
+pub fn watch(socket: UnixStream) -> io::Result<AsyncFd<UnixStream>> {
+    socket.set_nonblocking(true)?;
+    // SAFETY: the stream owns its descriptor, which stays the same and open until the stream is dropped; `AsyncFd` drops
+    // it after it has taken it from the event loop, and nothing here takes it out.
+    unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }.map_err(io::Error::from)
 }
 
 /// Wakes the other end.

@@ -93,6 +93,23 @@ impl Lane {
         push_frame(request, &mut self.outgoing)
     }
 
+    /// Whether a request that is sent now wakes the service up for the next one.
+    pub(super) fn can_rouse(&self) -> bool {
+        matches!(&self.way, Way::Mailbox(mailbox) if mailbox.can_rouse())
+    }
+
+    /// Sends what was added. Nobody waits for the replies.
+    pub(super) fn rouse(&mut self) -> Result<(), Broken> {
+        let Way::Mailbox(mailbox) = &mut self.way else { return Ok(()) };
+        // Replies to what was sent so before: nobody else may come to take them for a while.
+        mailbox.take(&mut self.incoming)?;
+        while self.incoming.message::<pb::Reply>().map_err(|error| broke(&error))?.is_some() {}
+        let patience = Patience::new(Instant::now(), &|| None);
+        mailbox.send(&self.outgoing, &mut self.incoming, &mut self.eager, &patience)?;
+        self.outgoing.clear();
+        Ok(())
+    }
+
     /// Sends a request, and what was added before, and waits for its reply. `is_over` says why the wait is pointless.
     pub(super) fn exchange(
         &mut self,
@@ -103,10 +120,10 @@ impl Lane {
         if !push_frame(request, &mut self.outgoing) {
             return Err(Broken::Unsent); // the session says why
         }
-        let patience = Patience { deadline, is_over: &is_over };
+        let patience = Patience::new(deadline, &is_over);
         match &mut self.way {
             Way::Socket(socket) => send(socket, &self.outgoing, &patience)?,
-            Way::Mailbox(mailbox) => mailbox.send(&self.outgoing, &mut self.eager, &patience)?,
+            Way::Mailbox(mailbox) => mailbox.send(&self.outgoing, &mut self.incoming, &mut self.eager, &patience)?,
         }
         self.outgoing.clear();
         if self.outgoing.capacity() > KEPT_BYTES_MAX {
@@ -134,7 +151,11 @@ pub(super) struct Patience<'a> {
     is_over: &'a dyn Fn() -> Option<String>,
 }
 
-impl Patience<'_> {
+impl<'a> Patience<'a> {
+    pub(super) const fn new(deadline: Instant, is_over: &'a dyn Fn() -> Option<String>) -> Self {
+        Self { deadline, is_over }
+    }
+
     /// Whether to go on after a wait that brought nothing.
     pub(super) fn is_left(&self) -> Result<(), Broken> {
         if Instant::now() >= self.deadline {

@@ -81,6 +81,16 @@ impl Lanes {
         !state.is_up || state.session != session
     }
 
+    /// A lane that is free right now.
+    pub(super) fn take_free(&self) -> Option<Taken> {
+        let mut state = self.state.lock();
+        if !state.is_up || self.process != std::process::id() {
+            return None;
+        }
+        let session = state.session;
+        state.idle.pop_back().map(|(lane, _)| Taken { lane, session })
+    }
+
     /// A free lane for a call at `now`. Where there is none, and calls come often, one is opened for later calls.
     pub(super) fn take(self: &Arc<Self>, now: Instant) -> Option<Taken> {
         let mut state = self.state.lock();
@@ -158,5 +168,27 @@ impl Lanes {
 impl Taken {
     pub(super) const fn session(&self) -> u64 {
         self.session
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_child_uses_no_lane_of_its_parent() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+        let child = Arc::new(Lanes {
+            endpoint,
+            runtime: runtime.handle().clone(),
+            process: std::process::id() + 1,
+            state: Mutex::default(),
+        });
+        child.session_is_up();
+        child.state.lock().last_call = Some(Instant::now());
+        assert!(child.take(Instant::now()).is_none() && child.take_free().is_none());
+        assert!(!child.state.lock().opening, "it opens none either");
     }
 }
