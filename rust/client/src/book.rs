@@ -258,14 +258,10 @@ impl Shared {
         }
     }
 
-    /// Sends what waits to be released to a service that sleeps. It would be woken for that within milliseconds anyway; now,
-    /// it is awake when the next request comes.
+    /// Sends what waits to be released to a service that sleeps, if the next call is likely to follow soon: the service would
+    /// be woken for that within milliseconds anyway; now, it is awake when the next request comes.
     fn rouse(&self) {
-        static X: std::sync::OnceLock<bool> = std::sync::OnceLock::new();
-        if *X.get_or_init(|| std::env::var("X_NOROUSE").is_ok()) {
-            return;
-        }
-        let Some(mut taken) = self.lanes.take_free() else { return };
+        let Some(mut taken) = self.lanes.take_before_next(Instant::now()) else { return };
         if taken.lane.can_rouse() {
             let leases = self.releases.take();
             // Short enough to be added.
