@@ -100,7 +100,7 @@ impl Memory {
     pub(crate) const fn word(&self, word: Word) -> &AtomicU64 {
         // SAFETY: inside the first page of the mapping, which lives as long as `self`; aligned, for the mapping starts
         // on a page and words lie at multiples of 128; every access of either end to it is an atomic one.
-        unsafe { AtomicU64::from_ptr(self.base.as_ptr().add(word.offset()).cast::<u64>()) }
+        unsafe { AtomicU64::from_ptr(self.base.cast::<u64>().add(word.offset() / size_of::<u64>()).as_ptr()) }
     }
 
     /// First byte of a ring.

@@ -4,9 +4,8 @@ use std::thread::available_parallelism;
 use std::time::Duration;
 
 /// Shortest and longest look before sleeping. To wake a sleeping processor takes 20 us, on virtual machines 40 to 60, and
-/// where both ends slept, twice that. The shortest look is longer than one wake-up and a short answer: otherwise whoever
-/// wakes the other looks in vain, sleeps, and must be woken in turn.
-const LOOK_MIN: Duration = Duration::from_micros(80);
+/// where both ends slept, twice that.
+const LOOK_MIN: Duration = Duration::from_micros(50);
 const LOOK_MAX: Duration = Duration::from_micros(120);
 
 /// What comes sooner than this after one has gone to sleep was waiting for the processor: a longer look would not have
@@ -136,7 +135,7 @@ mod tests {
         let mut eager = fresh();
         assert_eq!(eager.looks(), Some(LOOK_MIN));
         eager.helped(false);
-        eager.came(LOOK_MIN, us(35));
+        eager.came(LOOK_MIN, us(60));
         // At once, although the last look was in vain.
         assert_eq!(eager.looks(), Some(LOOK_MAX));
         eager.helped(true);
