@@ -152,28 +152,28 @@ pub(super) async fn converse(mut stream: UnixStream, book: &Book, lanes: &Arc<La
         traffic: Mutex::new(traffic),
         is_watched: AtomicBool::new(false),
     }));
-    let mailbox = &open.0;
+    attend(&open.0, book, lanes).await
+}
+
+/// Serves a mailbox whenever it is rung for, and has it watched for what comes next.
+async fn attend(mailbox: &Arc<Mailbox>, book: &Book, lanes: &LaneCount) -> io::Result<()> {
     let mut arrived = 0;
     loop {
-        match timeout(PATIENCE, mailbox.rung()).await {
-            Ok(rung) => {
-                if !rung? {
-                    break;
-                }
-                mailbox.serve(book);
-                lanes.vigil().watch(mailbox);
+        let Ok(rung) = timeout(PATIENCE, mailbox.rung()).await else {
+            let traffic = mailbox.traffic.lock();
+            if traffic.incoming.is_within_frame() && traffic.arrived == arrived {
+                return Err(io::ErrorKind::TimedOut.into());
             }
-            Err(_) => {
-                let traffic = mailbox.traffic.lock();
-                if traffic.incoming.is_within_frame() && traffic.arrived == arrived {
-                    return Err(io::ErrorKind::TimedOut.into());
-                }
-                arrived = traffic.arrived;
-            }
+            arrived = traffic.arrived;
+            continue;
+        };
+        if !rung? {
+            let broken = mailbox.traffic.lock().broken.take();
+            return broken.map_or(Ok(()), Err);
         }
+        mailbox.serve(book);
+        lanes.vigil().watch(mailbox);
     }
-    let broken = mailbox.traffic.lock().broken.take();
-    broken.map_or(Ok(()), Err)
 }
 
 impl Traffic {
