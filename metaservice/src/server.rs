@@ -5,11 +5,14 @@
 mod http;
 mod lane;
 mod listen;
+mod mailbox;
 mod metrics;
 mod service;
+mod vigil;
 
 use std::fmt;
 use std::io;
+use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{self, JoinHandle};
@@ -22,7 +25,7 @@ use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
 use tracing::{error, info};
 
-use self::listen::Listener;
+use self::listen::{Listener, bind_doorman};
 use self::service::Book;
 use crate::error::MetaError;
 
@@ -72,7 +75,8 @@ impl MetaServer {
         let (stop, stopped) = watch::channel(false);
         let ended = Arc::new(Ended::default());
         let guard = EndedOnDrop(Arc::clone(&ended));
-        let epoch = draw_epoch();
+        let (epoch, doorman) = draw_epoch(&address, config.mailboxes_max > 0);
+        let listener = listener.with_doorman(doorman);
         let book = Book::new(config, epoch);
         let thread = thread::Builder::new()
             .name("memcache-meta".to_owned())
@@ -148,13 +152,28 @@ impl fmt::Debug for MetaServer {
     }
 }
 
-/// The wall clock at start, and never the same twice in one process.
-fn draw_epoch() -> Epoch {
+/// The wall clock at start, and never the same twice in one process or, for one port, in one network namespace; and where
+/// mailboxes are handed out, for a service on TCP.
+fn draw_epoch(address: &Endpoint, has_mailboxes: bool) -> (Epoch, Option<UnixListener>) {
     static LAST: AtomicU64 = AtomicU64::new(0);
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
-    let now = u64::try_from(now).unwrap_or(u64::MAX).max(1);
-    let before = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)));
-    Epoch::new(now.max(before.unwrap_or(0) + 1))
+    loop {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis();
+        let now = u64::try_from(now).unwrap_or(u64::MAX).max(1);
+        let before = LAST.fetch_update(Ordering::AcqRel, Ordering::Acquire, |last| Some(now.max(last + 1)));
+        let epoch = Epoch::new(now.max(before.unwrap_or(0) + 1));
+        match address {
+            Endpoint::Tcp { port, .. } if has_mailboxes => match bind_doorman(epoch, *port) {
+                Ok(doorman) => return (epoch, Some(doorman)),
+                // Another service, on the same port of another address, was started in the same millisecond.
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                Err(error) => {
+                    info!(%error, "no mailboxes: clients on this host use sockets");
+                    return (epoch, None);
+                }
+            },
+            _ => return (epoch, None),
+        }
+    }
 }
 
 fn run(runtime: &Runtime, listener: Listener, book: &Arc<Book>, stopped: watch::Receiver<bool>) {

@@ -4,20 +4,23 @@ use std::io;
 use std::os::fd::AsFd;
 use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
-use memcache_proto::lane::{Eagerness, Incoming, PREFACE, greeting, push_frame};
+use memcache_proto::lane::{Incoming, MAILBOX_PREFACE, PREFACE, greeting, push_frame};
 use memcache_proto::{MESSAGE_BYTES_MAX, pb};
 use rustix::net::sockopt;
 use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::sync::{Notify, watch};
+use tokio::net::{TcpStream, UnixStream};
+use tokio::sync::watch;
 use tokio::time::timeout;
 use tracing::debug;
 
 use super::listen::until_stopped;
+use super::mailbox;
 use super::service::Book;
+use super::vigil::Vigil;
 
 /// How long a new connection may take to say what it is, and a frame from its first byte to its last.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -28,107 +31,83 @@ const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBES: u32 = 3;
 
 /// Replies are sent when they have come to this many bytes, also while more requests wait.
-const REPLIES_BYTES: usize = 256 << 10;
+pub(super) const REPLIES_BYTES: usize = 256 << 10;
 
 /// Which part of the file descriptors of the process lanes may take: every client has a session as well.
 const DESCRIPTORS_PART: u64 = 4;
-
-/// Keeps the thread of the service from sleeping while lanes ask one thing after the other.
-#[derive(Debug)]
-struct Vigil {
-    served: AtomicU64,
-    is_asleep: AtomicBool,
-    wake: Notify,
-}
-
-impl Vigil {
-    fn new() -> Self {
-        Self { served: AtomicU64::new(0), is_asleep: AtomicBool::new(false), wake: Notify::new() }
-    }
-
-    /// A lane was answered.
-    fn answered(&self) {
-        self.served.fetch_add(1, Ordering::Relaxed);
-        if self.is_asleep.swap(false, Ordering::AcqRel) {
-            self.wake.notify_one();
-        }
-    }
-
-    /// Runs beside all other tasks of the thread: each turn lets them all go on and looks at all sockets.
-    async fn keep(&self) {
-        let mut eager = Eagerness::new();
-        loop {
-            let served = self.served.load(Ordering::Relaxed);
-            let answered = Instant::now();
-            let mut helped = false;
-            let look = eager.looks();
-            if let Some(long) = look {
-                while !helped && answered.elapsed() < long {
-                    tokio::task::yield_now().await;
-                    helped = self.served.load(Ordering::Relaxed) != served;
-                }
-                eager.helped(helped);
-            }
-            if !helped {
-                let (looked, asleep) = (answered.elapsed(), Instant::now());
-                self.is_asleep.store(true, Ordering::Release);
-                self.wake.notified().await;
-                if look.is_some() {
-                    eager.came(looked, asleep.elapsed());
-                }
-            }
-        }
-    }
-}
 
 /// How many lanes there are, and may be. Past it clients use their sessions.
 #[derive(Debug)]
 pub(super) struct LaneCount {
     open: AtomicUsize,
     limit: usize,
+    with_mailbox: AtomicUsize,
+    mailboxes_max: usize,
     vigil: Vigil,
 }
 
 impl LaneCount {
-    /// A limit that leaves most file descriptors to sessions.
-    pub(super) fn new() -> Arc<Self> {
+    /// A limit that leaves most file descriptors to sessions, and so many with a mailbox.
+    pub(super) fn new(mailboxes_max: usize) -> Arc<Self> {
         let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
         let limit = usize::try_from(descriptors / DESCRIPTORS_PART).unwrap_or(usize::MAX);
-        Arc::new(Self { open: AtomicUsize::new(0), limit, vigil: Vigil::new() })
+        Arc::new(Self::with_limits(limit, mailboxes_max))
     }
 
-    /// Keeps the thread awake while lanes need it. Never ends.
-    pub(super) async fn keep_vigil(&self) {
-        self.vigil.keep().await;
+    fn with_limits(limit: usize, mailboxes_max: usize) -> Self {
+        let (open, with_mailbox) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        Self { open, limit, with_mailbox, mailboxes_max, vigil: Vigil::default() }
+    }
+
+    /// What keeps the thread awake while lanes need it.
+    pub(super) const fn vigil(&self) -> &Vigil {
+        &self.vigil
     }
 
     fn enter(self: &Arc<Self>) -> Result<Entered, String> {
         if self.open.fetch_add(1, Ordering::AcqRel) < self.limit {
-            return Ok(Entered(Arc::clone(self)));
+            return Ok(Entered { lanes: Arc::clone(self), has_mailbox: false });
         }
         self.open.fetch_sub(1, Ordering::AcqRel);
         Err(format!("{} lanes are open, the limit", self.limit))
     }
+
+    /// For a lane with a mailbox, which takes memory.
+    pub(super) fn enter_with_mailbox(self: &Arc<Self>) -> Result<Entered, String> {
+        let mut entered = self.enter()?;
+        if self.with_mailbox.fetch_add(1, Ordering::AcqRel) >= self.mailboxes_max {
+            self.with_mailbox.fetch_sub(1, Ordering::AcqRel);
+            return Err(format!("{} mailboxes are open, the limit", self.mailboxes_max));
+        }
+        entered.has_mailbox = true;
+        Ok(entered)
+    }
 }
 
 /// One lane that counts, as long as this is kept.
-struct Entered(Arc<LaneCount>);
+pub(super) struct Entered {
+    lanes: Arc<LaneCount>,
+    has_mailbox: bool,
+}
 
 impl Drop for Entered {
     fn drop(&mut self) {
-        self.0.open.fetch_sub(1, Ordering::AcqRel);
+        self.lanes.open.fetch_sub(1, Ordering::AcqRel);
+        if self.has_mailbox {
+            self.lanes.with_mailbox.fetch_sub(1, Ordering::AcqRel);
+        }
     }
 }
 
 /// Serves one lane until its client hangs up, breaks the protocol, or the service stops.
 pub(super) async fn serve_lane<S>(stream: S, book: Arc<Book>, lanes: Arc<LaneCount>, stopped: watch::Receiver<bool>)
 where
-    S: AsyncRead + AsyncWrite + AsFd + Unpin,
+    S: Connection,
 {
     let stop = pin!(until_stopped(stopped));
     tokio::select! {
         biased;
-        ended = converse(stream, &book, &lanes) => {
+        ended = begin(stream, &book, &lanes) => {
             if let Err(error) = ended {
                 debug!(%error, "a lane ended");
             }
@@ -137,15 +116,37 @@ where
     }
 }
 
-async fn converse<S>(mut stream: S, book: &Book, lanes: &Arc<LaneCount>) -> io::Result<()>
-where
-    S: AsyncRead + AsyncWrite + AsFd + Unpin,
-{
+/// A connection of either kind of socket.
+pub(super) trait Connection: AsyncRead + AsyncWrite + AsFd + Unpin {
+    /// What memory can be handed over through.
+    fn into_unix(self) -> Option<UnixStream>;
+}
+
+impl Connection for TcpStream {
+    fn into_unix(self) -> Option<UnixStream> {
+        None
+    }
+}
+
+impl Connection for UnixStream {
+    fn into_unix(self) -> Option<UnixStream> {
+        Some(self)
+    }
+}
+
+async fn begin(mut stream: impl Connection, book: &Book, lanes: &Arc<LaneCount>) -> io::Result<()> {
     let mut preface = [0; PREFACE.len()];
     timeout(PATIENCE, stream.read_exact(&mut preface)).await??;
-    if preface != *PREFACE {
-        return Err(bad(format!("a preface of {preface:?}")));
+    if preface == *PREFACE {
+        return converse(stream, book, lanes).await;
     }
+    match stream.into_unix().filter(|_| preface == *MAILBOX_PREFACE) {
+        Some(stream) => mailbox::converse(stream, book, lanes).await,
+        None => Err(bad(format!("a preface of {preface:?}"))),
+    }
+}
+
+async fn converse(mut stream: impl Connection, book: &Book, lanes: &Arc<LaneCount>) -> io::Result<()> {
     let entered = lanes.enter();
     let mut replies = Vec::new();
     let hello = match &entered {
@@ -183,17 +184,17 @@ where
     }
 }
 
-fn bad(what: String) -> io::Error {
+pub(super) fn bad(what: String) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
-fn refusal(message: String) -> pb::Reply {
+pub(super) fn refusal(message: String) -> pb::Reply {
     let code = pb::failure::Code::Unavailable.into();
     let body = Some(pb::reply::Body::Failure(pb::Failure { code, message }));
     pb::Reply { request_id: 0, epoch: 0, body }
 }
 
-fn push(reply: &pb::Reply, replies: &mut Vec<u8>) {
+pub(super) fn push(reply: &pb::Reply, replies: &mut Vec<u8>) {
     if !push_frame(reply, replies) {
         let message = format!("the reply is longer than {MESSAGE_BYTES_MAX} bytes, the limit");
         // Short enough to be pushed.
@@ -222,11 +223,23 @@ mod tests {
 
     #[test]
     fn lanes_past_the_limit_are_refused_by_name_until_one_ends() {
-        let lanes = Arc::new(LaneCount { open: AtomicUsize::new(0), limit: 2, vigil: Vigil::new() });
+        let lanes = Arc::new(LaneCount::with_limits(2, 1));
         let (first, _second) = (lanes.enter().unwrap(), lanes.enter().unwrap());
         let Err(refused) = lanes.enter() else { panic!("a third lane") };
         assert_eq!(refused, "2 lanes are open, the limit");
         drop(first);
         assert!(lanes.enter().is_ok());
+    }
+
+    #[test]
+    fn mailboxes_past_the_limit_are_refused_by_name_and_lanes_are_not() {
+        let lanes = Arc::new(LaneCount::with_limits(2, 1));
+        let first = lanes.enter_with_mailbox().unwrap();
+        let Err(refused) = lanes.enter_with_mailbox() else { panic!("a second mailbox") };
+        assert_eq!(refused, "1 mailboxes are open, the limit");
+        let second = lanes.enter().unwrap();
+        drop((first, second));
+        let _third = lanes.enter_with_mailbox().unwrap();
+        assert!(lanes.enter().is_ok(), "a lane that was refused a mailbox still counts");
     }
 }

@@ -13,19 +13,21 @@ use std::time::Duration;
 
 use memcache_config::Endpoint;
 use memcache_proto::MESSAGE_BYTES_MAX;
-use memcache_proto::lane::PREFACE;
+use memcache_proto::lane::{PREFACE, mailbox_name};
 use memcache_proto::pb::meta_server::MetaServer as MetaRpcs;
+use memcache_types::Epoch;
 use rustix::net::RecvFlags;
-use tokio::io::{AsyncRead, AsyncWrite, Interest};
+use tokio::io::Interest;
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::service::Routes;
 use tonic::transport::Server;
 use tonic::transport::server::Connected;
 use tracing::{debug, warn};
 
-use super::lane::{LaneCount, PATIENCE, serve_lane};
+use super::lane::{Connection, LaneCount, PATIENCE, serve_lane};
 use super::service::{Book, Handler};
 use super::{DRAIN, http};
 use crate::error::MetaError;
@@ -47,6 +49,8 @@ const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 pub(super) struct Listener {
     address: Endpoint,
     socket: Socket,
+    /// Where mailboxes are handed out beside a TCP address.
+    doorman: Option<StdUnixListener>,
 }
 
 enum Socket {
@@ -78,20 +82,30 @@ impl Listener {
                 let socket = StdTcpListener::bind((host.as_str(), *port))?;
                 socket.set_nonblocking(true)?;
                 let port = socket.local_addr()?.port();
-                Ok(Self { address: Endpoint::Tcp { host: host.clone(), port }, socket: Socket::Tcp(socket) })
+                Ok(Self {
+                    address: Endpoint::Tcp { host: host.clone(), port },
+                    socket: Socket::Tcp(socket),
+                    doorman: None,
+                })
             }
             Endpoint::Unix(path) => {
                 let socket = bind_path(path)?;
                 socket.set_nonblocking(true)?;
                 let file = Some(SocketFile(path.clone()));
-                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, file) })
+                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, file), doorman: None })
             }
             Endpoint::UnixAbstract(name) => {
                 let socket = StdUnixListener::bind_addr(&UnixAddress::from_abstract_name(name)?)?;
                 socket.set_nonblocking(true)?;
-                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, None) })
+                Ok(Self { address: address.clone(), socket: Socket::Unix(socket, None), doorman: None })
             }
         }
+    }
+
+    /// The same, and mailboxes are handed out there.
+    #[must_use]
+    pub(super) fn with_doorman(self, doorman: Option<StdUnixListener>) -> Self {
+        Self { doorman, ..self }
     }
 
     pub(super) const fn address(&self) -> &Endpoint {
@@ -100,6 +114,12 @@ impl Listener {
 
     /// Serves until told to stop, then lets connections finish for a moment.
     pub(super) async fn serve(self, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()> {
+        let lanes = LaneCount::new(book.mailboxes_max());
+        let doorman = self.doorman.map(UnixListener::from_std).transpose()?;
+        let doorman = doorman.map(|doorman| {
+            tokio::spawn(hand_out_mailboxes(doorman, Arc::clone(&book), Arc::clone(&lanes), stopped.clone()))
+        });
+        let _doorman = doorman.map(AbortOnDrop);
         match self.socket {
             Socket::Tcp(socket) => {
                 let listener = Arc::new(TcpListener::from_std(socket)?);
@@ -111,7 +131,7 @@ impl Listener {
                         Ok(Some(stream))
                     }
                 };
-                serve_connections(accept, book, stopped).await
+                serve_connections(accept, book, lanes, stopped).await
             }
             Socket::Unix(socket, file) => {
                 let listener = Arc::new(UnixListener::from_std(socket)?);
@@ -119,9 +139,48 @@ impl Listener {
                     let listener = Arc::clone(&listener);
                     async move { Ok(Some(listener.accept().await?.0).filter(may_connect)) }
                 };
-                let served = serve_connections(accept, book, stopped).await;
+                let served = serve_connections(accept, book, lanes, stopped).await;
                 drop(file);
                 served
+            }
+        }
+    }
+}
+
+/// Binds the name where clients on this host ask for mailboxes. It is taken when another service has this epoch and port.
+pub(super) fn bind_doorman(epoch: Epoch, port: u16) -> io::Result<StdUnixListener> {
+    let name = UnixAddress::from_abstract_name(mailbox_name(epoch.get(), port))?;
+    let socket = StdUnixListener::bind_addr(&name)?;
+    socket.set_nonblocking(true)?;
+    Ok(socket)
+}
+
+/// A task that ends with this.
+struct AbortOnDrop(JoinHandle<()>);
+
+impl Drop for AbortOnDrop {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Serves lanes of clients on this host.
+async fn hand_out_mailboxes(
+    listener: UnixListener,
+    book: Arc<Book>,
+    lanes: Arc<LaneCount>,
+    stopped: watch::Receiver<bool>,
+) {
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) if may_connect(&stream) => {
+                let (book, lanes, stopped) = (Arc::clone(&book), Arc::clone(&lanes), stopped.clone());
+                tokio::spawn(async move { serve_lane(stream, book, lanes, stopped).await });
+            }
+            Ok(_) => {}
+            Err(error) => {
+                warn!(%error, "cannot accept a client that asks for a mailbox");
+                tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
@@ -164,16 +223,23 @@ const fn is_welcome(own_uid: u32, peer_uid: u32) -> bool {
     peer_uid == own_uid || peer_uid == 0
 }
 
-async fn serve_connections<S, F, A>(accept: F, book: Arc<Book>, stopped: watch::Receiver<bool>) -> io::Result<()>
+async fn serve_connections<S, F, A>(
+    accept: F,
+    book: Arc<Book>,
+    lanes: Arc<LaneCount>,
+    stopped: watch::Receiver<bool>,
+) -> io::Result<()>
 where
-    S: AsyncRead + AsyncWrite + Connected + FirstByte + AsFd + Unpin + Send + 'static,
+    S: Connection + Connected + FirstByte + Send + 'static,
     F: Fn() -> A + Send + 'static,
     A: Future<Output = io::Result<Option<S>>> + Send + 'static,
 {
     let (sessions, incoming) = mpsc::channel(ACCEPTED_MAX);
-    let router = Router { sessions, lanes: LaneCount::new(), book: Arc::clone(&book), stopped: stopped.clone() };
-    let lanes = Arc::clone(&router.lanes);
-    let vigil = tokio::spawn(async move { lanes.keep_vigil().await });
+    let router = Router { sessions, lanes: Arc::clone(&lanes), book: Arc::clone(&book), stopped: stopped.clone() };
+    let vigil = tokio::spawn({
+        let book = Arc::clone(&book);
+        async move { lanes.vigil().keep(&book).await }
+    });
     let accepting = tokio::spawn(accept_all(accept, router));
     let pages = http::routes(Arc::clone(&book), stopped.clone());
     let rpcs = MetaRpcs::new(Handler { book, stopped: stopped.clone() })
@@ -223,7 +289,7 @@ impl<S> Clone for Router<S> {
     }
 }
 
-impl<S: AsyncRead + AsyncWrite + FirstByte + AsFd + Unpin> Router<S> {
+impl<S: Connection + FirstByte> Router<S> {
     async fn take(self, stream: S) {
         let first = tokio::select! {
             first = tokio::time::timeout(PATIENCE, stream.first_byte()) => first,
@@ -267,7 +333,7 @@ impl FirstByte for UnixStream {
 
 async fn accept_all<S, F, A>(accept: F, router: Router<S>)
 where
-    S: AsyncRead + AsyncWrite + FirstByte + AsFd + Unpin + Send + 'static,
+    S: Connection + FirstByte + Send + 'static,
     F: Fn() -> A,
     A: Future<Output = io::Result<Option<S>>>,
 {

@@ -160,6 +160,7 @@ pub(super) struct Metrics {
     damaged: Counter,
     sessions: Gauge,
     lanes: Gauge,
+    mailboxes: Gauge,
     /// One scrape at a time: gauges of nodes are cleared and set.
     amounts: Mutex<Amounts>,
 }
@@ -211,7 +212,7 @@ impl Metrics {
             Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
         });
         let (joined, expired, damaged) = (Counter::default(), Counter::default(), Counter::default());
-        let (sessions, lanes) = (Gauge::default(), Gauge::default());
+        let (sessions, lanes, mailboxes) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
         registry.register("request_failures", "Requests refused as a whole", failures);
         registry.register("keys", "Keys by what became of them", keys.clone());
@@ -221,6 +222,7 @@ impl Metrics {
         registry.register("damaged_replicas", "Replicas that readers found damaged", damaged.clone());
         registry.register("sessions", "Connected sessions", sessions.clone());
         registry.register("lanes", "Open lanes", lanes.clone());
+        registry.register("mailboxes", "Open lanes through shared memory", mailboxes.clone());
         let amounts = Mutex::new(Amounts::register(&mut registry));
         let lookup = ["unknown", "located", "absent", "pending"];
         let matched = |outcome| keys.get_or_create_owned(&OutcomeLabels { rpc: "match_prefix", outcome });
@@ -243,6 +245,7 @@ impl Metrics {
             damaged,
             sessions,
             lanes,
+            mailboxes,
             amounts,
         }
     }
@@ -294,6 +297,12 @@ impl Metrics {
     pub(super) fn lane(&self) -> SessionGuard {
         self.lanes.inc();
         SessionGuard(self.lanes.clone())
+    }
+
+    /// A lane through shared memory began; the guard ends it.
+    pub(super) fn mailbox(&self) -> SessionGuard {
+        self.mailboxes.inc();
+        SessionGuard(self.mailboxes.clone())
     }
 
     /// The text a scraper reads, with the amounts of now.

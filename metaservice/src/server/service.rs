@@ -29,6 +29,7 @@ pub(super) struct Book {
     started: Instant,
     /// A longer gap between two looks at the clock means that this process did not run.
     gap_ms_max: u64,
+    mailboxes_max: usize,
 }
 
 struct State {
@@ -46,6 +47,7 @@ impl Book {
             epoch,
             started: Instant::now(),
             gap_ms_max: config.node_dead_ms / 2 + millis(TICK).get(),
+            mailboxes_max: usize::try_from(config.mailboxes_max).unwrap_or(usize::MAX),
         })
     }
 
@@ -82,6 +84,16 @@ impl Book {
     /// A lane was opened; the guard ends its count.
     pub(super) fn lane_opened(&self) -> SessionGuard {
         self.metrics.lane()
+    }
+
+    /// A mailbox was handed out; the guard ends its count.
+    pub(super) fn mailbox_opened(&self) -> SessionGuard {
+        self.metrics.mailbox()
+    }
+
+    /// Most mailboxes at a time.
+    pub(super) const fn mailboxes_max(&self) -> usize {
+        self.mailboxes_max
     }
 
     /// Which life of the service this is.

@@ -23,9 +23,9 @@ fn tcp(server: &MetaServer) -> TcpStream {
 }
 
 /// A lane that was greeted.
-struct Lane<S> {
-    stream: S,
-    incoming: Incoming,
+pub(crate) struct Lane<S> {
+    pub(crate) stream: S,
+    pub(crate) incoming: Incoming,
 }
 
 impl<S: Read + Write> Lane<S> {
@@ -37,7 +37,7 @@ impl<S: Read + Write> Lane<S> {
         lane
     }
 
-    fn send(&mut self, requests: &[pb::Request]) {
+    pub(crate) fn send(&mut self, requests: &[pb::Request]) {
         let mut frames = Vec::new();
         for request in requests {
             assert!(push_frame(request, &mut frames));
@@ -46,7 +46,7 @@ impl<S: Read + Write> Lane<S> {
     }
 
     /// The next reply; `None` when the service has hung up.
-    fn receive(&mut self) -> Option<pb::Reply> {
+    pub(crate) fn receive(&mut self) -> Option<pb::Reply> {
         loop {
             if let Some(reply) = self.incoming.message().unwrap() {
                 return Some(reply);
@@ -57,15 +57,15 @@ impl<S: Read + Write> Lane<S> {
     }
 }
 
-fn request(request_id: u64, body: Option<request::Body>) -> pb::Request {
+pub(crate) fn request(request_id: u64, body: Option<request::Body>) -> pb::Request {
     pb::Request { request_id, client: 1, body }
 }
 
-fn exist_request(request_id: u64, names: &[&str]) -> pb::Request {
+pub(crate) fn exist_request(request_id: u64, names: &[&str]) -> pb::Request {
     request(request_id, Some(request::Body::Exist(pb::Exist { keys: keys(names) })))
 }
 
-fn one_round(mut lane: Lane<impl Read + Write>) {
+pub(crate) fn one_round(mut lane: Lane<impl Read + Write>) {
     lane.send(&[request(1, Some(join(5, 1))), exist_request(2, &["a", "b"])]);
     assert_eq!(lane.receive().unwrap().request_id, 1);
     let reply = lane.receive().unwrap();

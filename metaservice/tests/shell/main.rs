@@ -4,6 +4,7 @@
 
 mod client;
 mod lanes;
+mod mailboxes;
 mod requests;
 mod stopping;
 mod transports;

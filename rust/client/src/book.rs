@@ -23,6 +23,7 @@ use tokio_stream::wrappers::UnboundedReceiverStream;
 
 mod lane;
 mod lanes;
+mod mailbox;
 mod releases;
 
 use self::lane::Broken;
@@ -185,6 +186,7 @@ impl Book {
     /// Lets go of a lease, without waiting and soon: together with the next request, or within milliseconds.
     pub(crate) fn release(&self, lease: u64) {
         self.shared.releases.add(lease);
+        self.shared.rouse();
     }
 
     /// Ends the conversation: unanswered requests fail, later ones too.
@@ -254,6 +256,21 @@ impl Shared {
                 }
             }
         }
+    }
+
+    /// Sends what waits to be released to a service that sleeps, if the next call is likely to follow soon: the service would
+    /// be woken for that within milliseconds anyway; now, it is awake when the next request comes.
+    fn rouse(&self) {
+        let Some(mut taken) = self.lanes.take_before_next(Instant::now()) else { return };
+        if taken.lane.can_rouse() {
+            let leases = self.releases.take();
+            // Short enough to be added.
+            taken.lane.add(&self.request(Body::Release(pb::Release { leases })));
+            if taken.lane.rouse().is_err() {
+                return self.lanes.lose(taken);
+            }
+        }
+        self.lanes.give_back(taken);
     }
 
     /// Sends what waits to be released ahead of a request.

@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 use memcache_client::book::{Book, BookError};
 use memcache_config::{Endpoint, MetaConfig};
 use memcache_meta::MetaServer;
-use memcache_proto::lane::PREFACE;
+use memcache_proto::lane::{PREFACE, mailbox_name};
+use memcache_proto::pack::keys_to_wire;
 use memcache_proto::pb::{self, reply, request};
+use memcache_types::KeyBatch;
 
 fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
@@ -266,4 +268,67 @@ fn closing_ends_calls_that_wait_on_a_lane() {
     });
     assert!(asked.elapsed() < Duration::from_secs(5));
     assert!(matches!(ask(&book), Err(BookError::Unavailable(_))));
+}
+
+/// Connections to the place where a service hands out mailboxes.
+fn mailboxes(server: &MetaServer) -> usize {
+    let Endpoint::Tcp { port, .. } = *server.address() else { panic!("not TCP") };
+    let name = format!("@{}", mailbox_name(server.epoch().get(), port));
+    let sockets = std::fs::read_to_string("/proc/net/unix").unwrap();
+    // One more line is the listening socket's.
+    sockets.lines().filter(|line| line.ends_with(&name)).count().saturating_sub(1)
+}
+
+fn ask_until_there_is_a_mailbox(book: &Book, server: &MetaServer) {
+    let until = soon();
+    while mailboxes(server) == 0 {
+        assert!(Instant::now() < until, "no mailbox was ever asked for");
+        ask(book).unwrap();
+    }
+    for _ in 0..100 {
+        ask(book).unwrap();
+    }
+}
+
+#[test]
+fn a_lane_to_a_service_on_the_same_host_goes_through_a_mailbox() {
+    let server = meta(&loopback(0));
+    let book = Book::open(server.address().clone()).unwrap();
+    ask_until_there_is_a_mailbox(&book, &server);
+    std::thread::scope(|scope| {
+        for _ in 0..16 {
+            scope.spawn(|| {
+                for _ in 0..500 {
+                    assert_eq!(ask(&book), Ok(server.epoch().get()));
+                }
+            });
+        }
+    });
+    assert!((1..=8).contains(&mailboxes(&server)), "{}", mailboxes(&server));
+    // Rare calls find the service asleep, and sleep themselves.
+    for _ in 0..20 {
+        std::thread::sleep(Duration::from_millis(5));
+        assert_eq!(ask(&book), Ok(server.epoch().get()));
+    }
+    book.close();
+    let until = soon();
+    while mailboxes(&server) > 0 {
+        assert!(Instant::now() < until, "mailboxes are left behind");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn batches_of_megabytes_go_through_a_mailbox() {
+    let server = meta(&loopback(0));
+    let book = Book::open(server.address().clone()).unwrap();
+    ask_until_there_is_a_mailbox(&book, &server);
+    for count in [1u32, 5000, 65_536] {
+        let keys = KeyBatch::from_keys((0..count).map(|key| key.to_le_bytes().repeat(30))).unwrap();
+        let body = request::Body::Exist(pb::Exist { keys: Some(keys_to_wire(&keys)) });
+        let answer = book.call(body, soon()).unwrap();
+        let reply::Body::Exist(exist) = answer.body else { panic!("{answer:?}") };
+        assert_eq!(exist.outcomes.len(), count as usize);
+    }
+    assert_eq!(mailboxes(&server), 1, "it is still in use");
 }

@@ -31,6 +31,8 @@ component! {
     hot_replica_bytes: ByteCount = ByteCount::new(0), "0 or a size such as \"512MB\"", |_| true;
     /// Which objects are evicted first; see docs/eviction.md.
     eviction_policy: EvictionPolicy = EvictionPolicy::Adaptive, "adaptive, lru or s3fifo", |_| true;
+    /// Most mailboxes: lanes of clients on this host that go through shared memory, 132 KiB each. 0: there are none.
+    mailboxes_max: u64 = 1_024, "0 to 65536", |count| *count <= 65_536;
     /// What is logged to stderr: a level or a filter such as "info,memcache_meta=debug".
     log: String = "info".to_owned(), "off, error, warn, info, debug, trace, or a filter of them", |_| true;
     /// How lines of the log look: for people, or one JSON object a line for collectors.

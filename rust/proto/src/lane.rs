@@ -17,6 +17,16 @@ use crate::{MESSAGE_BYTES_MAX, pb};
 /// What a client sends first. No HTTP/2 connection begins with its first byte.
 pub const PREFACE: &[u8; 16] = b"memcache-lane/1\n";
 
+/// What a client sends first that asks for a mailbox: the greeting then comes with the memory of one, and all frames go
+/// through that. Only over Unix sockets. A service that knows no mailboxes hangs up.
+pub const MAILBOX_PREFACE: &[u8; 16] = b"memcache-mail/1\n";
+
+/// Where a service that listens on a TCP port hands out mailboxes: the name of a Unix socket in the abstract namespace.
+/// Services of one network namespace never share one.
+pub fn mailbox_name(epoch: u64, port: u16) -> String {
+    format!("memcache-mail-{epoch:x}-{port}")
+}
+
 /// Longest greeting a client reads: enough for any reason, and less than what an HTTP/2 service says read as a length.
 pub const GREETING_BYTES_MAX: usize = 4096;
 

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use memcache_client::Buffers;
 use memcache_types::ScatterList;
+use numpy::PyUntypedArray;
 use pyo3::buffer::PyUntypedBuffer;
 use pyo3::prelude::*;
-use pyo3::types::{PyBytes, PyTuple};
+use pyo3::types::{PyByteArray, PyBytes, PyTuple};
 
 use crate::errors::InvalidArgument;
 
@@ -110,6 +111,13 @@ impl Collector {
 /// directly because the buffer protocol knows no bfloat16 and no float8.
 fn tensor_memory(value: &Bound<'_, PyAny>) -> PyResult<Option<(u64, u64)>> {
     let py = value.py();
+    // To ask these takes longer than all the rest: the answer is an exception.
+    if value.is_instance_of::<PyBytes>()
+        || value.is_instance_of::<PyByteArray>()
+        || value.cast::<PyUntypedArray>().is_ok()
+    {
+        return Ok(None);
+    }
     let Ok(pointer) = value.getattr(pyo3::intern!(py, "data_ptr")) else { return Ok(None) };
     require_host(value)?;
     if !value.call_method0(pyo3::intern!(py, "is_contiguous"))?.extract::<bool>()? {

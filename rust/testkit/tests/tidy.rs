@@ -17,6 +17,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("memcache-types", &[]),
     ("memcache-config", &["memcache-types"]),
     ("memcache-proto", &["memcache-types"]),
+    ("memcache-mailbox", &[]),
     ("memcache-memory", &["memcache-types"]),
     ("memcache-transport", &["memcache-memory", "memcache-types"]),
     ("memcache-device", &["memcache-memory", "memcache-types"]),
@@ -26,6 +27,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         &[
             "memcache-config",
             "memcache-device",
+            "memcache-mailbox",
             "memcache-memory",
             "memcache-proto",
             "memcache-transport",
@@ -33,7 +35,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "memcache-types",
         ],
     ),
-    ("memcache-meta", &["memcache-config", "memcache-proto", "memcache-types"]),
+    ("memcache-meta", &["memcache-config", "memcache-mailbox", "memcache-proto", "memcache-types"]),
     (
         "memcache-python",
         &[

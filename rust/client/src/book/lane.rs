@@ -13,6 +13,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
+use super::mailbox::Mailbox;
 use crate::connect::connect_abstract;
 
 /// How long the kernel lets a caller wait before it looks at its deadline and at the state of the session again.
@@ -23,13 +24,20 @@ const KEPT_BYTES_MAX: usize = 256 << 10;
 
 /// An open lane.
 pub(super) struct Lane {
-    socket: OwnedFd,
+    way: Way,
     incoming: Incoming,
     outgoing: Vec<u8>,
     eager: Eagerness,
 }
 
+/// How frames travel.
+enum Way {
+    Socket(OwnedFd),
+    Mailbox(Mailbox),
+}
+
 /// How an exchange ended without a reply. The lane is of no use any more.
+#[derive(Debug)]
 pub(super) enum Broken {
     /// Not a byte of the request was sent.
     Unsent,
@@ -42,34 +50,64 @@ pub(super) enum Broken {
 impl Lane {
     /// A lane to the service at `endpoint`. An error also where the service knows no lanes, or has no more of them.
     pub(super) async fn open(endpoint: &Endpoint) -> io::Result<Self> {
-        let (socket, incoming) = match endpoint {
+        let (socket, incoming, mailbox) = match endpoint {
             Endpoint::Tcp { host, port } => {
                 let mut stream = TcpStream::connect((host.as_str(), *port)).await?;
                 stream.set_nodelay(true)?;
-                let incoming = greet(&mut stream).await?;
-                (blocking(stream.into_std()?, std::net::TcpStream::set_nonblocking)?, incoming)
+                let (incoming, epoch) = greet(&mut stream).await?;
+                let mailbox = Mailbox::beside_tcp(&stream, epoch).await;
+                (blocking(stream.into_std()?, std::net::TcpStream::set_nonblocking)?, incoming, mailbox)
             }
-            Endpoint::Unix(path) => Self::over_unix(UnixStream::connect(path).await?).await?,
-            Endpoint::UnixAbstract(name) => Self::over_unix(connect_abstract(name)?).await?,
+            Endpoint::Unix(path) => {
+                let (socket, incoming, epoch) = Self::over_unix(UnixStream::connect(path).await?).await?;
+                (socket, incoming, Mailbox::open(UnixStream::connect(path).await?, epoch).await)
+            }
+            Endpoint::UnixAbstract(name) => {
+                let (socket, incoming, epoch) = Self::over_unix(connect_abstract(name)?).await?;
+                (socket, incoming, Mailbox::open(connect_abstract(name)?, epoch).await)
+            }
         };
-        sockopt::set_socket_timeout(&socket, Timeout::Recv, Some(LOOK))?;
-        sockopt::set_socket_timeout(&socket, Timeout::Send, Some(LOOK))?;
-        Ok(Self {
-            socket,
-            incoming: incoming.with_limit(MESSAGE_BYTES_MAX),
-            outgoing: Vec::new(),
-            eager: Eagerness::new(),
-        })
+        // What the service cannot or will not put in memory goes over the socket.
+        let way = mailbox.map_or_else(
+            |why| {
+                tracing::debug!(address = %endpoint, %why, "a lane without a mailbox");
+                Way::Socket(socket)
+            },
+            Way::Mailbox,
+        );
+        let (Way::Socket(socket) | Way::Mailbox(Mailbox { socket, .. })) = &way;
+        sockopt::set_socket_timeout(socket, Timeout::Recv, Some(LOOK))?;
+        sockopt::set_socket_timeout(socket, Timeout::Send, Some(LOOK))?;
+        let incoming = incoming.with_limit(MESSAGE_BYTES_MAX);
+        Ok(Self { way, incoming, outgoing: Vec::new(), eager: Eagerness::new() })
     }
 
-    async fn over_unix(mut stream: UnixStream) -> io::Result<(OwnedFd, Incoming)> {
-        let incoming = greet(&mut stream).await?;
-        Ok((blocking(stream.into_std()?, std::os::unix::net::UnixStream::set_nonblocking)?, incoming))
+    async fn over_unix(mut stream: UnixStream) -> io::Result<(OwnedFd, Incoming, u64)> {
+        let (incoming, epoch) = greet(&mut stream).await?;
+        let socket = blocking(stream.into_std()?, std::os::unix::net::UnixStream::set_nonblocking)?;
+        Ok((socket, incoming, epoch))
     }
 
     /// Adds a request that goes with the next exchange and whose reply nobody waits for.
     pub(super) fn add(&mut self, request: &pb::Request) -> bool {
         push_frame(request, &mut self.outgoing)
+    }
+
+    /// Whether a request that is sent now wakes the service up for the next one.
+    pub(super) fn can_rouse(&self) -> bool {
+        matches!(&self.way, Way::Mailbox(mailbox) if mailbox.can_rouse())
+    }
+
+    /// Sends what was added. Nobody waits for the replies.
+    pub(super) fn rouse(&mut self) -> Result<(), Broken> {
+        let Way::Mailbox(mailbox) = &mut self.way else { return Ok(()) };
+        // Replies to what was sent so before: nobody else may come to take them for a while.
+        mailbox.take(&mut self.incoming)?;
+        while self.incoming.message::<pb::Reply>().map_err(|error| broke(&error))?.is_some() {}
+        let patience = Patience::new(Instant::now(), &|| None);
+        mailbox.send(&self.outgoing, &mut self.incoming, &mut self.eager, &patience)?;
+        self.outgoing.clear();
+        Ok(())
     }
 
     /// Sends a request, and what was added before, and waits for its reply. `is_over` says why the wait is pointless.
@@ -82,97 +120,131 @@ impl Lane {
         if !push_frame(request, &mut self.outgoing) {
             return Err(Broken::Unsent); // the session says why
         }
-        self.send(deadline, &is_over)?;
-        loop {
-            match self.incoming.message::<pb::Reply>() {
-                // Others are replies to what was added to this or earlier exchanges.
-                Ok(Some(reply)) if reply.request_id != request.request_id => {}
-                Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => self.receive(deadline, &is_over)?,
-                Err(error) => return Err(Broken::Interrupted(format!("the connection broke: {error}"))),
-            }
-        }
-    }
-
-    fn send(&mut self, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
-        let mut sent = 0;
-        while sent < self.outgoing.len() {
-            match rustix::net::send(&self.socket, &self.outgoing[sent..], SendFlags::NOSIGNAL) {
-                Ok(bytes) => sent += bytes,
-                Err(error) => look_again(error, deadline, is_over).map_err(|broken| match broken {
-                    Broken::Interrupted(_) if sent == 0 => Broken::Unsent,
-                    other => other,
-                })?,
-            }
+        let patience = Patience::new(deadline, &is_over);
+        match &mut self.way {
+            Way::Socket(socket) => send(socket, &self.outgoing, &patience)?,
+            Way::Mailbox(mailbox) => mailbox.send(&self.outgoing, &mut self.incoming, &mut self.eager, &patience)?,
         }
         self.outgoing.clear();
         if self.outgoing.capacity() > KEPT_BYTES_MAX {
             self.outgoing = Vec::new();
         }
-        Ok(())
+        loop {
+            match self.incoming.message::<pb::Reply>() {
+                // Others are replies to what was added to this or earlier exchanges.
+                Ok(Some(reply)) if reply.request_id != request.request_id => {}
+                Ok(Some(reply)) => return Ok(reply),
+                Ok(None) => match &mut self.way {
+                    Way::Socket(socket) => receive(socket, &mut self.incoming, &mut self.eager, &patience)?,
+                    Way::Mailbox(mailbox) => mailbox.receive(&mut self.incoming, &mut self.eager, &patience)?,
+                },
+                Err(error) => return Err(broke(&error)),
+            }
+        }
+    }
+}
+
+/// How long a caller goes on waiting.
+pub(super) struct Patience<'a> {
+    deadline: Instant,
+    /// Why it would be pointless, if it is.
+    is_over: &'a dyn Fn() -> Option<String>,
+}
+
+impl<'a> Patience<'a> {
+    pub(super) const fn new(deadline: Instant, is_over: &'a dyn Fn() -> Option<String>) -> Self {
+        Self { deadline, is_over }
     }
 
-    /// Looks for bytes without sleeping for so long; `None` when there are none in that time.
-    fn look_for_bytes(&mut self, long: Duration) -> Option<Received> {
-        let started = Instant::now();
-        let mut received = Err(Errno::AGAIN);
-        while received == Err(Errno::AGAIN) && started.elapsed() < long {
-            std::hint::spin_loop();
-            received = rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::DONTWAIT);
+    /// Whether to go on after a wait that brought nothing.
+    pub(super) fn is_left(&self) -> Result<(), Broken> {
+        if Instant::now() >= self.deadline {
+            return Err(Broken::Late);
         }
-        let helped = received != Err(Errno::AGAIN);
-        self.eager.helped(helped);
-        helped.then_some(received)
+        (self.is_over)().map_or(Ok(()), |why| Err(Broken::Interrupted(why)))
     }
 
-    fn receive(&mut self, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
-        let look = self.eager.looks();
-        let received = look.and_then(|long| self.look_for_bytes(long)).unwrap_or_else(|| {
-            let asleep = Instant::now();
-            let received = rustix::net::recv(&self.socket, self.incoming.room(), RecvFlags::empty());
-            if let Some(long) = look {
-                self.eager.came(long, asleep.elapsed());
-            }
-            received
-        });
-        match received {
-            Ok((0, _)) => Err(Broken::Interrupted("the service ended the connection".to_owned())),
-            Ok((bytes, _)) => {
-                self.incoming.arrived(bytes);
-                Ok(())
-            }
-            Err(error) => look_again(error, deadline, is_over),
+    /// Whether to go on after a system call that did nothing.
+    pub(super) fn is_left_after(&self, error: Errno) -> Result<(), Broken> {
+        if matches!(error, Errno::AGAIN | Errno::INTR) { self.is_left() } else { Err(broke(&error)) }
+    }
+}
+
+pub(super) fn broke(why: &impl std::fmt::Display) -> Broken {
+    Broken::Interrupted(format!("the connection broke: {why}"))
+}
+
+pub(super) fn hung_up() -> Broken {
+    Broken::Interrupted("the service ended the connection".to_owned())
+}
+
+fn send(socket: &OwnedFd, bytes: &[u8], patience: &Patience<'_>) -> Result<(), Broken> {
+    let mut sent = 0;
+    while sent < bytes.len() {
+        match rustix::net::send(socket, &bytes[sent..], SendFlags::NOSIGNAL) {
+            Ok(more) => sent += more,
+            Err(error) => patience.is_left_after(error).map_err(|broken| match broken {
+                Broken::Interrupted(_) if sent == 0 => Broken::Unsent,
+                other => other,
+            })?,
         }
+    }
+    Ok(())
+}
+
+/// Looks for bytes without sleeping for so long; `None` when there are none in that time.
+fn look_for_bytes(
+    socket: &OwnedFd,
+    incoming: &mut Incoming,
+    eager: &mut Eagerness,
+    long: Duration,
+) -> Option<Received> {
+    let started = Instant::now();
+    let mut received = Err(Errno::AGAIN);
+    while received == Err(Errno::AGAIN) && started.elapsed() < long {
+        std::hint::spin_loop();
+        received = rustix::net::recv(socket, incoming.room(), RecvFlags::DONTWAIT);
+    }
+    let helped = received != Err(Errno::AGAIN);
+    eager.helped(helped);
+    helped.then_some(received)
+}
+
+fn receive(
+    socket: &OwnedFd,
+    incoming: &mut Incoming,
+    eager: &mut Eagerness,
+    patience: &Patience<'_>,
+) -> Result<(), Broken> {
+    let look = eager.looks();
+    let received = look.and_then(|long| look_for_bytes(socket, incoming, eager, long)).unwrap_or_else(|| {
+        let asleep = Instant::now();
+        let received = rustix::net::recv(socket, incoming.room(), RecvFlags::empty());
+        if let Some(long) = look {
+            eager.came(long, asleep.elapsed());
+        }
+        received
+    });
+    match received {
+        Ok((0, _)) => Err(hung_up()),
+        Ok((bytes, _)) => {
+            incoming.arrived(bytes);
+            Ok(())
+        }
+        Err(error) => patience.is_left_after(error),
     }
 }
 
 /// What one system call received.
 type Received = Result<(usize, usize), Errno>;
 
-/// Whether to go on after a system call that did nothing.
-fn look_again(error: Errno, deadline: Instant, is_over: &impl Fn() -> Option<String>) -> Result<(), Broken> {
-    if !matches!(error, Errno::AGAIN | Errno::INTR) {
-        return Err(Broken::Interrupted(format!("the connection broke: {error}")));
-    }
-    if Instant::now() >= deadline {
-        return Err(Broken::Late);
-    }
-    is_over().map_or(Ok(()), |why| Err(Broken::Interrupted(why)))
-}
-
 /// Says that this is to be a lane and hears whether it is.
-async fn greet(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<Incoming> {
-    let refused = |why: String| io::Error::new(io::ErrorKind::ConnectionRefused, why);
+async fn greet(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result<(Incoming, u64)> {
     stream.write_all(PREFACE).await?;
     let mut incoming = Incoming::new(GREETING_BYTES_MAX);
     loop {
-        match incoming.message::<pb::Reply>().map_err(|error| refused(format!("not a greeting: {error}")))? {
-            Some(pb::Reply { request_id: 0, body: None, .. }) => return Ok(incoming),
-            Some(pb::Reply { body: Some(pb::reply::Body::Failure(failure)), .. }) => {
-                return Err(refused(failure.message));
-            }
-            Some(_) => return Err(refused("not a greeting".to_owned())),
-            None => {}
+        if let Some(epoch) = greeting(&mut incoming)? {
+            return Ok((incoming, epoch));
         }
         let bytes = stream.read(incoming.room()).await?;
         if bytes == 0 {
@@ -182,7 +254,21 @@ async fn greet(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> io::Result
     }
 }
 
-fn blocking<S: Into<OwnedFd>>(stream: S, set: impl Fn(&S, bool) -> io::Result<()>) -> io::Result<OwnedFd> {
+/// The epoch of the service that greets, once the greeting is there.
+pub(super) fn greeting(incoming: &mut Incoming) -> io::Result<Option<u64>> {
+    match incoming.message::<pb::Reply>().map_err(|error| refused(format!("not a greeting: {error}")))? {
+        Some(pb::Reply { request_id: 0, body: None, epoch }) => Ok(Some(epoch)),
+        Some(pb::Reply { body: Some(pb::reply::Body::Failure(failure)), .. }) => Err(refused(failure.message)),
+        Some(_) => Err(refused("not a greeting".to_owned())),
+        None => Ok(None),
+    }
+}
+
+pub(super) fn refused(why: String) -> io::Error {
+    io::Error::new(io::ErrorKind::ConnectionRefused, why)
+}
+
+pub(super) fn blocking<S: Into<OwnedFd>>(stream: S, set: impl Fn(&S, bool) -> io::Result<()>) -> io::Result<OwnedFd> {
     set(&stream, false)?;
     Ok(stream.into())
 }

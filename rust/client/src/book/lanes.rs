@@ -21,6 +21,9 @@ const LANES_MAX: usize = 8;
 /// Calls that follow each other within this time are worth a lane. Heartbeats are not.
 const OFTEN: Duration = Duration::from_millis(100);
 
+/// A call that follows a get within this time gains from a service that was woken when the get ended.
+const SOON: Duration = Duration::from_millis(1);
+
 /// A lane that nobody used for this long is closed.
 const IDLE_MAX: Duration = Duration::from_secs(10);
 
@@ -46,6 +49,10 @@ struct State {
     count: usize,
     opening: bool,
     last_call: Option<Instant>,
+    /// When a get ended after which nothing was asked yet.
+    ended: Option<Instant>,
+    /// The call after the last get came soon.
+    follows: bool,
     not_before: Option<Instant>,
 }
 
@@ -81,9 +88,23 @@ impl Lanes {
         !state.is_up || state.session != session
     }
 
+    /// A get ended at `now`: a free lane, if the next call is likely to follow soon.
+    pub(super) fn take_before_next(&self, now: Instant) -> Option<Taken> {
+        let mut state = self.state.lock();
+        state.ended = Some(now);
+        if !state.follows || !state.is_up || self.process != std::process::id() {
+            return None;
+        }
+        let session = state.session;
+        state.idle.pop_back().map(|(lane, _)| Taken { lane, session })
+    }
+
     /// A free lane for a call at `now`. Where there is none, and calls come often, one is opened for later calls.
     pub(super) fn take(self: &Arc<Self>, now: Instant) -> Option<Taken> {
         let mut state = self.state.lock();
+        if let Some(ended) = state.ended.take() {
+            state.follows = now.saturating_duration_since(ended) < SOON;
+        }
         let often = state.last_call.replace(now).is_some_and(|last| now - last < OFTEN);
         if !state.is_up || self.process != std::process::id() {
             return None;
@@ -158,5 +179,43 @@ impl Lanes {
 impl Taken {
     pub(super) const fn session(&self) -> u64 {
         self.session
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_forked_child_uses_no_lane_of_its_parent() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let endpoint: Endpoint = "127.0.0.1:1".parse().unwrap();
+        let child = Arc::new(Lanes {
+            endpoint,
+            runtime: runtime.handle().clone(),
+            process: std::process::id() + 1,
+            state: Mutex::default(),
+        });
+        child.session_is_up();
+        child.state.lock().last_call = Some(Instant::now());
+        child.state.lock().follows = true;
+        assert!(child.take(Instant::now()).is_none() && child.take_before_next(Instant::now()).is_none());
+        assert!(!child.state.lock().opening, "it opens none either");
+    }
+
+    #[test]
+    fn the_service_is_woken_early_only_for_callers_that_come_back_soon() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let lanes = Lanes::new("127.0.0.1:1".parse().unwrap(), runtime.handle().clone());
+        lanes.session_is_up();
+        let start = Instant::now();
+        for (pause, follows) in [(Duration::ZERO, true), (SOON, false), (SOON / 2, true)] {
+            lanes.take_before_next(start);
+            lanes.take(start + pause);
+            assert_eq!(lanes.state.lock().follows, follows, "{pause:?}");
+            lanes.take(start + 10 * SOON);
+            assert_eq!(lanes.state.lock().follows, follows, "only the call after the get counts");
+        }
     }
 }
