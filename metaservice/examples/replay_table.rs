@@ -50,8 +50,7 @@ fn main() {
         for seed in seeds.split(',') {
             let trace = workload(name, seed.parse().expect("a number")).expect("a known shape");
             let distinct = trace.distinct_blocks() as f64;
-            let capacities: Vec<u64> =
-                parts.iter().map(|part| ((distinct * part) as u64).max(CAPACITY_MIN)).collect();
+            let capacities: Vec<u64> = parts.iter().map(|part| ((distinct * part) as u64).max(CAPACITY_MIN)).collect();
             table(&format!("{name}, seed {seed}"), &trace, &capacities);
         }
     }
