@@ -237,9 +237,9 @@ impl Generator {
     /// One of the two above, with strangers in between.
     fn any_scans(&mut self) {
         if self.mix.unit() < 0.5 {
-            self.any_people()
+            self.any_people();
         } else {
-            self.any_system_prompts()
+            self.any_system_prompts();
         }
         let every = self.mix.between(60.0, 1200.0);
         let (length, pause) = (every * self.mix.between(0.05, 0.5), self.mix.between(0.2, 1.5));
