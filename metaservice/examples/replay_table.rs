@@ -1,6 +1,7 @@
 //! Hit rates of all policies on a trace, if one is given, and on the generated workloads.
 //!
-//! `cargo run --release -p memcache-meta --example replay_table -- [--seeds 1,2,3] [--held-out] [TRACE]`
+//! `cargo run --release -p memcache-meta --example replay_table -- [--seeds 1,2,3] [--held-out] [--varied]
+//! [--parts 0.01,0.1] [--no-workloads] [TRACE]`
 
 #![allow(clippy::print_stdout, reason = "a command whose purpose is to print a table")]
 #![allow(
@@ -12,7 +13,7 @@
 
 use std::time::Instant;
 
-use memcache_meta::replay::{HELD_OUT, ReplayPolicy, Trace, WORKLOADS, replay, workload};
+use memcache_meta::replay::{HELD_OUT, ReplayPolicy, Trace, VARIED, WORKLOADS, replay, workload};
 
 /// Capacities of the table of a trace, in blocks.
 const CAPACITIES: [u64; 6] = [1000, 5859, 10_000, 30_000, 50_000, 100_000];
@@ -22,11 +23,17 @@ const CAPACITY_MIN: u64 = 300;
 
 fn main() {
     let (mut seeds, mut shapes, mut traces) = ("1".to_owned(), WORKLOADS.to_vec(), Vec::new());
+    let mut parts = PARTS.to_vec();
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
             "--seeds" => seeds = arguments.next().expect("seeds after --seeds"),
             "--held-out" => shapes = HELD_OUT.to_vec(),
+            "--varied" => shapes = VARIED.to_vec(),
+            "--parts" => {
+                let list = arguments.next().expect("parts after --parts");
+                parts = list.split(',').map(|part| part.parse().expect("a part, such as 0.1")).collect();
+            }
             "--no-workloads" => shapes.clear(),
             _ => traces.push(argument),
         }
@@ -43,7 +50,7 @@ fn main() {
         for seed in seeds.split(',') {
             let trace = workload(name, seed.parse().expect("a number")).expect("a known shape");
             let distinct = trace.distinct_blocks() as f64;
-            let capacities = PARTS.map(|part| ((distinct * part) as u64).max(CAPACITY_MIN));
+            let capacities: Vec<u64> = parts.iter().map(|part| ((distinct * part) as u64).max(CAPACITY_MIN)).collect();
             table(&format!("{name}, seed {seed}"), &trace, &capacities);
         }
     }

@@ -16,7 +16,7 @@ mod workloads;
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier, extent_bytes};
 
 pub use self::trace::{BLOCK_TOKENS, Request, Trace, TraceError};
-pub use self::workloads::{HELD_OUT, WORKLOADS, workload};
+pub use self::workloads::{HELD_OUT, VARIED, WORKLOADS, workload};
 
 use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
 

@@ -227,6 +227,8 @@ def _table(status: dict[str, Any]) -> str:
             f"keys that lack replicas {status['repairs_waiting']}   copies under way {status['copies']}   "
             f"made {status['copied']}"
         )
+    if status["extra_replicas"]:
+        lines.append(f"extra replicas of hot keys {status['extra_replicas']}, {status['extra_bytes'] / MIB:.1f} MiB")
     if status["soft_pins"] or status["hard_pins"]:
         bytes_of = {kind: sum(node[f"{kind}_pinned_bytes"] for node in status["nodes"]) for kind in ("soft", "hard")}
         lines.append(
@@ -244,6 +246,12 @@ def _node_lines(status: dict[str, Any]) -> list[str]:
         f"{node['node']:<18}{node['name'][:31]:<32}{node['objects']:>10}{node['used_bytes'] / MIB:>12.1f}"
         f"{node['capacity_bytes'] / MIB:>12.1f}{node['heartbeat_age_ms']:>13}{node['drain']:>10}"
         for node in status["nodes"]
+    ]
+    # A drain that is under way or done, as `memcache drain` tells it.
+    lines += [
+        _progress(node | {"state": node["drain"]} | node["drain_progress"])
+        for node in status["nodes"]
+        if node["drain_progress"] is not None
     ]
     return lines
 

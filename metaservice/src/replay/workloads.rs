@@ -9,6 +9,9 @@ pub const WORKLOADS: [&str; 5] = ["poisson", "zipf", "scan", "kv", "pareto"];
 /// Shapes that were looked at when nothing was to be changed any more.
 pub const HELD_OUT: [&str; 7] = ["rag", "agents", "drift", "loop", "mixed", "fixed", "kvscan"];
 
+/// Shapes whose very numbers are drawn from the seed, within wide bounds. Looked at last, too.
+pub const VARIED: [&str; 4] = ["any-poisson", "any-zipf", "any-scan", "any-kv"];
+
 /// How long a workload lasts.
 const SECONDS: f64 = 3600.0;
 /// Longest prompt of a conversation, in blocks.
@@ -29,6 +32,11 @@ impl Mix {
     #[allow(clippy::cast_precision_loss, reason = "53 bits are what a float holds")]
     fn unit(&mut self) -> f64 {
         (self.next() >> 11) as f64 / (1u64 << 53) as f64
+    }
+
+    /// From `least` to `most`, each factor as likely.
+    fn between(&mut self, least: f64, most: f64) -> f64 {
+        least * (most / least).powf(self.unit())
     }
 
     #[allow(clippy::cast_possible_truncation, reason = "below `end`")]
@@ -186,12 +194,64 @@ impl Generator {
         let popularity = &Zipf::new(60, 0.8);
         let (first, later) = ((6.0, 0.6), (2.0, 0.6));
         self.talk(&Talk { rate: 1.0, goes_on: 0.6, systems: &systems, popularity, pause: &pause, first, later });
-        for scan in 0..7 {
-            for number in 0..150 {
+        self.strangers(500.0, 60.0, 0.4);
+    }
+
+    /// Long prompts that never come back: every `every` seconds for `length` seconds, `pause` seconds apart.
+    fn strangers(&mut self, every: f64, length: f64, pause: f64) {
+        let times = |first: f64, step: f64| (0u32..).map(move |number| first + f64::from(number) * step);
+        for begin in times(every * 0.4, every).take_while(|begin| *begin < SECONDS) {
+            for at in times(begin, pause).take(count((length / pause).round(), 10_000)) {
                 let blocks = self.fresh(40);
-                self.ask(200.0 + f64::from(scan) * 500.0 + f64::from(number) * 0.4, blocks);
+                self.ask(at, blocks);
             }
         }
+    }
+
+    /// Conversations with memoryless pauses, of any length and pace.
+    fn any_people(&mut self) {
+        let mean = self.mix.between(20.0, 600.0);
+        let pause = |mix: &mut Mix| mix.exponential(mean);
+        let prompts = count(self.mix.between(1.0, 30.0), 30);
+        let systems = self.documents(prompts, |mix| 1 + mix.below(8));
+        let popularity = &Zipf::new(prompts, 1.0);
+        let (rate, goes_on) = (self.mix.between(0.4, 3.0), 0.4 + 0.5 * self.mix.unit());
+        let first = (self.mix.between(3.0, 20.0), self.mix.between(0.3, 1.0));
+        let later = (self.mix.between(1.0, 6.0), self.mix.between(0.3, 1.0));
+        self.talk(&Talk { rate, goes_on, systems: &systems, popularity, pause: &pause, first, later });
+    }
+
+    /// Any number of system prompts by any Zipf law, few turns each.
+    fn any_system_prompts(&mut self) {
+        let prompts = count(self.mix.between(20.0, 3000.0), 3000);
+        let longest = count(self.mix.between(4.0, 60.0), 60);
+        let systems = self.documents(prompts, |mix| 1 + mix.below(longest));
+        let popularity = &Zipf::new(prompts, self.mix.between(0.5, 1.4));
+        let mean = self.mix.between(5.0, 300.0);
+        let pause = |mix: &mut Mix| mix.exponential(mean);
+        let (rate, goes_on) = (self.mix.between(1.0, 6.0), 0.4 * self.mix.unit());
+        let (first, later) = ((self.mix.between(1.0, 8.0), 0.5), (self.mix.between(1.0, 3.0), 0.3));
+        self.talk(&Talk { rate, goes_on, systems: &systems, popularity, pause: &pause, first, later });
+    }
+
+    /// One of the two above, with strangers in between.
+    fn any_scans(&mut self) {
+        if self.mix.unit() < 0.5 {
+            self.any_people();
+        } else {
+            self.any_system_prompts();
+        }
+        let every = self.mix.between(60.0, 1200.0);
+        let (length, pause) = (every * self.mix.between(0.05, 0.5), self.mix.between(0.2, 1.5));
+        self.strangers(every, length, pause);
+    }
+
+    /// Single objects by any Zipf law, among any part of strangers: what S3-FIFO is made for.
+    fn any_objects(&mut self) {
+        let known = count(self.mix.between(3000.0, 100_000.0), 100_000);
+        let (exponent, mean) = (self.mix.between(0.5, 1.5), self.mix.between(0.02, 0.1));
+        let strangers = 0.9 * self.mix.unit();
+        self.objects(known, exponent, mean, strangers);
     }
 
     /// Single objects by a Zipf law; a part of the requests for ones that never come back.
@@ -287,7 +347,7 @@ impl Generator {
     }
 }
 
-/// Requests of a shape in [`WORKLOADS`] or [`HELD_OUT`]; `None` for any other name.
+/// Requests of a shape in [`WORKLOADS`], [`HELD_OUT`] or [`VARIED`]; `None` for any other name.
 pub fn workload(name: &str, seed: u64) -> Option<Trace> {
     let mut generator = Generator { mix: Mix(seed), blocks: 0, requests: Vec::new() };
     match name {
@@ -303,6 +363,10 @@ pub fn workload(name: &str, seed: u64) -> Option<Trace> {
         "mixed" => generator.mixed(),
         "fixed" => generator.clockwork(),
         "kvscan" => generator.objects(30_000, 1.1, 0.03, 0.4),
+        "any-poisson" => generator.any_people(),
+        "any-zipf" => generator.any_system_prompts(),
+        "any-scan" => generator.any_scans(),
+        "any-kv" => generator.any_objects(),
         _ => return None,
     }
     Some(generator.trace())

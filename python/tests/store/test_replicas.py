@@ -240,6 +240,9 @@ def test_a_node_is_drained_into_a_full_pool_and_the_hottest_stay(
         assert (waiting["state"], waiting["objects"]) == ("draining", 15), "no node has room"
         told = next(node for node in store.status()["nodes"] if node["name"] == "a")["drain_progress"]
         assert (told["left_bytes"], told["dropped_objects"]) == (waiting["left_bytes"], 0)
+        command = [sys.executable, "-m", "memcache.cli", "nodes", "--meta-address", quick_meta.address]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        assert f"node {nodes['a']}: draining, 15 objects left (" in shown
 
         command = [sys.executable, "-m", "memcache.cli", "drain", nodes["a"], "--meta-address", quick_meta.address]
         done = subprocess.run(

@@ -4,6 +4,8 @@
 //! the value of keeping an object: the most uses a second of keeping that any stopping time gives from its age on (its
 //! Gittins index). Ages are those of all objects that are watched, evicted ones included, so what a policy does not keep
 //! does not look useless for it.
+//!
+//! At no age is an object worth less than one that was used less often: see [`Hazards::solve`].
 
 use std::iter::once;
 
@@ -100,6 +102,19 @@ impl Hazards {
                 *hazard = ((used + weight * before[bucket]) / (entered + weight)).min(HAZARD_MAX);
             }
             self.values[class] = self.indexes(&hazards);
+            if let Some(less_used) = class.checked_sub(1) {
+                self.raise(class, less_used);
+            }
+        }
+    }
+
+    /// Makes a class worth at least what another one is, at each age. The blocks of a prompt were last used together, and
+    /// its head at least as often as its tail: if the head went first, the tail would take up memory and serve nobody,
+    /// and a played cache would count uses of it that the pool has to refuse.
+    fn raise(&mut self, class: usize, at_least: usize) {
+        let floor = self.values[at_least];
+        for (value, least) in self.values[class].iter_mut().zip(floor) {
+            *value = value.max(least);
         }
     }
 
@@ -177,6 +192,19 @@ mod tests {
         // Nothing was seen of the next class: it is like the one before it.
         assert!((hazards.value(2, 2000) - hazards.value(1, 2000)).abs() < 1e-3 * hazards.value(1, 2000));
         assert_eq!((class_of(0), class_of(1), class_of(3), class_of(4), class_of(4095)), (0, 0, 1, 2, 11));
+    }
+
+    #[test]
+    fn what_is_used_more_is_never_worth_less_so_a_tail_goes_before_its_head() {
+        let mut hazards = Hazards::new();
+        seen(0, 12, 0.8, &mut hazards);
+        seen(1, 12, 0.1, &mut hazards);
+        seen(2, 25, 0.9, &mut hazards);
+        hazards.solve(1.0);
+        for (less, more) in hazards.values.iter().zip(&hazards.values[1..]) {
+            assert!(less.iter().zip(more).all(|(less, more)| less <= more), "{less:?} {more:?}");
+        }
+        assert!(hazards.values[2][20] > 2.0 * hazards.values[1][20], "what is known of a class still counts");
     }
 
     #[test]
