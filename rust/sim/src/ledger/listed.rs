@@ -23,10 +23,11 @@ impl Ledger {
         reply: &pb::DamagedReply,
     ) -> Result<(), Violation> {
         for ((segment, generation), forgotten) in asked.segments.iter().zip(&asked.generations).zip(&reply.forgotten) {
+            if *forgotten == 0 {
+                continue; // unknown, or gone with its node at this very moment: the audit tells
+            }
             let own = self.extents.get_mut(generation).filter(|one| one.segment == *segment && one.is_sealed());
-            hold("damage", own.is_some() == (*forgotten == 1), || {
-                format!("{generation:x} in {segment:x} was found damaged; forgotten: {forgotten}, known: {own:?}")
-            })?;
+            hold("damage", own.is_some(), || format!("{generation:x} in {segment:x} was forgotten, and never known"))?;
             if let Some(extent) = own {
                 extent.state = State::Removed;
                 truth.kept.remove(generation);
