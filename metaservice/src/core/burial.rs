@@ -73,6 +73,19 @@ impl Core {
         self.index.knows(entry)
     }
 
+    /// Loses the replica of a key that has this generation in this segment; whether there was one.
+    pub(super) fn lose_replica(&mut self, key: &[u8], segment: Slot<Segment>, generation: u64) -> bool {
+        let Some(entry) = self.index.find(key).filter(|entry| self.bury_of(*entry)) else { return false };
+        let found = self.chain(entry).find(|slot| {
+            let object = &self.objects[*slot];
+            (object.segment, object.serial.get()) == (Some(segment), generation)
+        });
+        if let Some(object) = found {
+            self.lose(object);
+        }
+        found.is_some()
+    }
+
     /// One replica is lost; its key gets another if it has one left to copy.
     pub(super) fn lose(&mut self, slot: Slot<Object>) {
         let entry = self.objects[slot].entry;

@@ -1,11 +1,10 @@
 //! Readers tell of damage: what lies in a place is not what was sealed there.
 
-use memcache_types::KeyBatch;
+use memcache_types::{KeyBatch, SegmentId};
 
 use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
-use super::object::Object;
 use super::refusal::Refusal;
 
 impl Core {
@@ -38,15 +37,7 @@ impl Core {
     }
 
     fn forget_damaged(&mut self, key: &[u8], segment: u64, generation: u64) -> bool {
-        let Some(entry) = self.index.find(key).filter(|entry| self.bury_of(*entry)) else { return false };
-        let is_it = |core: &Self, object: &Object| {
-            let own = object.segment.is_some_and(|slot| core.segments[slot].id.get() == segment);
-            own && object.serial.get() == generation
-        };
-        let found = self.chain(entry).find(|slot| is_it(self, &self.objects[*slot]));
-        if let Some(object) = found {
-            self.lose(object);
-        }
-        found.is_some()
+        let lent = self.segment_ids.get(&SegmentId::new(segment)).copied();
+        lent.is_some_and(|segment| self.lose_replica(key, segment, generation))
     }
 }

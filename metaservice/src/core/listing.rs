@@ -156,11 +156,8 @@ impl Core {
     /// A writer of an earlier life was at work in the space of an object that was taken up: its node looked again when
     /// the memory had rested. False: it is not readable.
     fn drop_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) -> bool {
-        let known = self.index.find(claim.key).filter(|entry| self.bury_of(*entry));
-        let object = known.and_then(|entry| self.chain(entry).find(|slot| self.objects[*slot].serial == claim.serial));
-        let own = object.filter(|slot| self.objects[*slot].segment == Some(segment));
-        if let Some(object) = own.filter(|_| self.segments[segment].listing.is_some()) {
-            self.lose(object);
+        if self.segments[segment].listing.is_some() {
+            self.lose_replica(claim.key, segment, claim.serial.get());
         }
         false
     }

@@ -103,8 +103,9 @@ pub struct SegmentDescription {
 
 impl Core {
     /// A node lends memory. A newer incarnation takes the place of the present one at once; the same one with the
-    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero) rests for one reservation time or lease, whichever is longer, because writers and readers
-    /// of that life may still use it. If the node will tell what it holds, nothing is placed there before it has.
+    /// same offers is told its segments again. Memory that was lent before (`previous_epoch` is not zero) rests for one
+    /// reservation time or lease, whichever is longer, because writers and readers of that life may still use it. If the
+    /// node will tell what it holds, nothing is placed there before it has.
     pub fn join(
         &mut self,
         now: Millis,

@@ -103,7 +103,9 @@ impl Costs {
             CostSource::File(file) => Some(file),
             CostSource::Measured => self.file.as_ref(),
         };
-        let file = file.map_or_else(|| "no file".to_owned(), |file| file.display().to_string());
+        let Some(file) = file.map(|file| file.display()) else {
+            return "defaults: there is no folder to keep measured ones in".to_owned();
+        };
         match self.found(protocol, device, relay) {
             Some((name, _)) => format!("\"{name}\" of {file}"),
             None => format!("defaults: {file} has none for \"{protocol} {}\"", device.id()),
