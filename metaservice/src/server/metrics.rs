@@ -1,8 +1,10 @@
 //! What is counted and timed, and how it is shown to Prometheus. `docs/metrics.md` lists it; a test compares the two.
 
+mod amounts;
+
 use std::array;
 use std::fmt::Write as _;
-use std::sync::atomic::{AtomicI64, AtomicU64};
+use std::sync::atomic::AtomicI64;
 use std::time::Duration;
 
 use memcache_proto::pb::{self, reply, request};
@@ -15,7 +17,8 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::core::{Effect, GoneReason, NodeReport, Report};
+use self::amounts::Amounts;
+use crate::core::{Effect, GoneReason, Report};
 
 /// Upper bounds of the time buckets: 2 us, doubled up to about a second.
 const BUCKET_MIN_S: f64 = 2e-6;
@@ -104,12 +107,6 @@ struct ReasonLabel {
     reason: &'static str,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
-struct NodeLabels {
-    node: String,
-    name: String,
-}
-
 /// One kind of request.
 #[derive(Debug)]
 struct Rpc {
@@ -141,8 +138,6 @@ impl<const N: usize> Outcomes<N> {
     }
 }
 
-type NodeGauges = Family<NodeLabels, Gauge>;
-
 /// Everything that is counted. Times and outcomes are added as requests are served, amounts when somebody asks.
 #[derive(Debug)]
 pub(super) struct Metrics {
@@ -163,35 +158,6 @@ pub(super) struct Metrics {
     mailboxes: Gauge,
     /// One scrape at a time: gauges of nodes are cleared and set.
     amounts: Mutex<Amounts>,
-}
-
-#[derive(Debug)]
-struct Amounts {
-    objects: Gauge,
-    replicas: Gauge,
-    repairs_waiting: Gauge,
-    copies: Gauge,
-    copied: Counter,
-    extra_replicas: Gauge,
-    extra_bytes: Gauge,
-    reservations: Gauge,
-    leases: Gauge,
-    soft_pins: Gauge,
-    hard_pins: Gauge,
-    pins_given_up: Counter,
-    uptime: Gauge<f64, AtomicU64>,
-    evicted_objects: Counter,
-    evicted_bytes: Counter,
-    capacity: NodeGauges,
-    used: NodeGauges,
-    held: NodeGauges,
-    unrecorded: NodeGauges,
-    listing: NodeGauges,
-    soft_pinned: NodeGauges,
-    hard_pinned: NodeGauges,
-    heard: Family<NodeLabels, Gauge<f64, AtomicU64>>,
-    nodes: Gauge,
-    memory: Gauge,
 }
 
 impl Metrics {
@@ -326,144 +292,6 @@ impl Drop for SessionGuard {
     fn drop(&mut self) {
         self.0.dec();
     }
-}
-
-impl Amounts {
-    fn register(registry: &mut Registry) -> Self {
-        let amounts = Self {
-            objects: Gauge::default(),
-            replicas: Gauge::default(),
-            repairs_waiting: Gauge::default(),
-            copies: Gauge::default(),
-            copied: Counter::default(),
-            extra_replicas: Gauge::default(),
-            extra_bytes: Gauge::default(),
-            reservations: Gauge::default(),
-            leases: Gauge::default(),
-            soft_pins: Gauge::default(),
-            hard_pins: Gauge::default(),
-            pins_given_up: Counter::default(),
-            uptime: Gauge::default(),
-            evicted_objects: Counter::default(),
-            evicted_bytes: Counter::default(),
-            capacity: NodeGauges::default(),
-            used: NodeGauges::default(),
-            held: NodeGauges::default(),
-            unrecorded: NodeGauges::default(),
-            listing: NodeGauges::default(),
-            soft_pinned: NodeGauges::default(),
-            hard_pinned: NodeGauges::default(),
-            heard: Family::default(),
-            nodes: Gauge::default(),
-            memory: Gauge::default(),
-        };
-        registry.register("objects", "Readable objects", amounts.objects.clone());
-        registry.register("replicas", "Replicas of readable objects", amounts.replicas.clone());
-        let waiting = "Objects that wait for replicas they lack";
-        registry.register("repairs_waiting", waiting, amounts.repairs_waiting.clone());
-        registry.register("copies_running", "Copies between nodes under way", amounts.copies.clone());
-        registry.register("copies", "Copies between nodes that were made", amounts.copied.clone());
-        let extra = "Replicas of hot objects beyond those asked for";
-        registry.register("extra_replicas", extra, amounts.extra_replicas.clone());
-        registry.register_with_unit("extra_replica", "Extents of those", Unit::Bytes, amounts.extra_bytes.clone());
-        registry.register("reservations", "Live reservations", amounts.reservations.clone());
-        registry.register("leases", "Live leases", amounts.leases.clone());
-        registry.register("soft_pins", "Objects under soft pins", amounts.soft_pins.clone());
-        registry.register("hard_pins", "Objects under hard pins", amounts.hard_pins.clone());
-        let given_up = "Soft pins given up because a put had no room";
-        registry.register("soft_pins_given_up", given_up, amounts.pins_given_up.clone());
-        registry.register("nodes", "Nodes in the pool", amounts.nodes.clone());
-        registry.register_with_unit("uptime", "Time since the start", Unit::Seconds, amounts.uptime.clone());
-        registry.register("evicted_objects", "Objects evicted", amounts.evicted_objects.clone());
-        registry.register_with_unit(
-            "evicted",
-            "Extents of evicted objects",
-            Unit::Bytes,
-            amounts.evicted_bytes.clone(),
-        );
-        registry.register_with_unit("node_capacity", "Memory a node lends", Unit::Bytes, amounts.capacity.clone());
-        let used = "Memory of a node in use: sealed, reserved, resting or held for readers";
-        registry.register_with_unit("node_used", used, Unit::Bytes, amounts.used.clone());
-        registry.register("node_objects", "Readable objects on a node", amounts.held.clone());
-        let unrecorded = "Readable objects on a node without a record: a restart would lose them";
-        registry.register("node_unrecorded_objects", unrecorded, amounts.unrecorded.clone());
-        let listing = "1 while a node has not told all that its memory holds";
-        registry.register("node_listing", listing, amounts.listing.clone());
-        let soft = "Extents on a node under soft pins";
-        registry.register_with_unit("node_soft_pinned", soft, Unit::Bytes, amounts.soft_pinned.clone());
-        let pinned = "Extents on a node under hard pins";
-        registry.register_with_unit("node_hard_pinned", pinned, Unit::Bytes, amounts.hard_pinned.clone());
-        let heard = "Time since a node was last heard of";
-        registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
-        registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());
-        amounts
-    }
-
-    fn set(&self, report: &Report) {
-        self.objects.set(signed(report.objects));
-        self.replicas.set(signed(report.replicas));
-        self.repairs_waiting.set(signed(report.repairs_waiting));
-        self.copies.set(signed(report.copies));
-        raise(&self.copied, report.copied);
-        self.extra_replicas.set(signed(report.extra_replicas));
-        self.extra_bytes.set(signed(report.extra_bytes));
-        self.reservations.set(signed(report.reservations));
-        self.leases.set(signed(report.leases));
-        self.soft_pins.set(signed(report.soft_pins));
-        self.hard_pins.set(signed(report.hard_pins));
-        raise(&self.pins_given_up, report.pins_given_up);
-        self.nodes.set(signed(report.nodes.len() as u64));
-        self.uptime.set(seconds(report.uptime_ms));
-        raise(&self.evicted_objects, report.evicted_objects);
-        raise(&self.evicted_bytes, report.evicted_bytes);
-        self.memory.set(signed(resident_bytes()));
-        // Nodes that are gone must not stay in the list.
-        self.capacity.clear();
-        self.used.clear();
-        self.held.clear();
-        self.unrecorded.clear();
-        self.listing.clear();
-        self.soft_pinned.clear();
-        self.hard_pinned.clear();
-        self.heard.clear();
-        for node in &report.nodes {
-            self.set_node(node);
-        }
-    }
-
-    fn set_node(&self, node: &NodeReport) {
-        let labels = NodeLabels { node: node.node.to_string(), name: node.name.to_string() };
-        self.capacity.get_or_create(&labels).set(signed(node.capacity_bytes));
-        self.used.get_or_create(&labels).set(signed(node.used_bytes));
-        self.held.get_or_create(&labels).set(signed(node.objects));
-        self.unrecorded.get_or_create(&labels).set(signed(node.unrecorded));
-        self.listing.get_or_create(&labels).set(node.listing.into());
-        self.soft_pinned.get_or_create(&labels).set(signed(node.soft_pinned_bytes));
-        self.hard_pinned.get_or_create(&labels).set(signed(node.hard_pinned_bytes));
-        self.heard.get_or_create(&labels).set(seconds(node.heartbeat_age_ms));
-    }
-}
-
-/// Lets a counter catch up with a total that is kept elsewhere.
-fn raise(counter: &Counter, total: u64) {
-    counter.inc_by(total.saturating_sub(counter.get()));
-}
-
-fn signed(value: u64) -> i64 {
-    i64::try_from(value).unwrap_or(i64::MAX)
-}
-
-fn seconds(ms: u64) -> f64 {
-    Duration::from_millis(ms).as_secs_f64()
-}
-
-/// Resident memory of this process in bytes; 0 where the system does not say.
-fn resident_bytes() -> u64 {
-    let pages = std::fs::read_to_string("/proc/self/statm")
-        .ok()
-        .and_then(|text| text.split_whitespace().nth(1)?.parse::<u64>().ok())
-        .unwrap_or(0);
-    pages * rustix::param::page_size() as u64
 }
 
 #[cfg(test)]

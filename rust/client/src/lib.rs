@@ -26,6 +26,7 @@ mod jobs;
 mod listing;
 pub mod local_service;
 pub mod lookup;
+mod member;
 mod options;
 mod pace;
 pub mod path;

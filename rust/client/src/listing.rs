@@ -9,7 +9,7 @@ use memcache_proto::pb::{self, reply, request};
 use memcache_types::{Generation, KeyBatch};
 
 use crate::book::BookError;
-use crate::local_service::Member;
+use crate::member::Member;
 
 /// Longest wait for the answer to one part.
 const PART_TIMEOUT: Duration = Duration::from_secs(2);

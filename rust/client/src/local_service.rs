@@ -8,37 +8,22 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use memcache_memory::holdings::{Holdings, Identity, Shape};
 use memcache_memory::{PersistLock, PersistOptions, Persisted, Segment, SegmentOptions, on_node};
-use memcache_proto::pb::{self, reply, request};
+use memcache_proto::pb::{self, request};
 use memcache_transport::{Fabric, ProtocolChoice, RegionServer, RelayHost, ServerOptions};
 use memcache_types::limits::{NODE_NAME_BYTES_MAX, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN};
 use memcache_types::{Epoch, Incarnation, NodeId, Tier};
 use parking_lot::{Condvar, Mutex};
 
-use crate::book::{Book, BookError};
+use crate::book::Book;
 use crate::error::{InvalidCall, StoreError};
-use crate::listing::{Listing, Next};
+use crate::member::{LEAVE_TIMEOUT, MEMBERSHIP_TIMEOUT, Member};
 use crate::random::random_id;
 use crate::relay::{RelayOptions, RelayOwner};
 use crate::repair::Copier;
 use crate::roads::rdma;
 
-/// Longest wait for one answer about membership.
-const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Pause between attempts to join.
-const JOIN_PAUSE: Duration = Duration::from_millis(100);
-
-/// Longest wait for the book to hear that we leave.
-const LEAVE_TIMEOUT: Duration = Duration::from_millis(500);
-
 /// Longest wait for the process that lends the same file to stop.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
-
-/// How often a node that is being emptied asks whether anything is left.
-const DRAIN_PERIOD: Duration = Duration::from_millis(50);
-
-/// Stands for "some earlier life of the book may know this memory": any epoch that is not zero says so.
-const SOME_EARLIER_LIFE: Epoch = Epoch::new(1);
 
 /// What to lend and how others reach it.
 #[derive(Clone, Debug)]
@@ -73,14 +58,6 @@ pub struct LocalOptions {
     pub relay: Option<RelayOptions>,
 }
 
-/// What the book said to a join.
-struct Joined {
-    epoch: Epoch,
-    heartbeat: Duration,
-    /// What it waits to be told.
-    listing: Option<Listing>,
-}
-
 /// One lent segment. Joins the pool in the background, keeps up heartbeats, and joins again when the `MetaService`
 /// has forgotten it.
 pub struct LocalService {
@@ -91,30 +68,6 @@ pub struct LocalService {
     /// Keeps other processes from lending the same file.
     lock: Mutex<Option<PersistLock>>,
     process: u32,
-}
-
-pub(crate) struct Member {
-    pub(crate) book: Arc<Book>,
-    pub(crate) node: NodeId,
-    pub(crate) incarnation: Incarnation,
-    join: pb::Join,
-    segment: Arc<Segment>,
-    shape: Shape,
-    pub(crate) state: Mutex<State>,
-    pub(crate) changed: Condvar,
-}
-
-#[derive(Default)]
-pub(crate) struct State {
-    /// The life of the book that knows us.
-    pub(crate) joined: Option<Epoch>,
-    /// Our segments as the book calls them.
-    pub(crate) segments: Vec<u64>,
-    /// The book said that there may be copies to make.
-    pub(crate) work: bool,
-    /// How far we are with being emptied. Who is empty has left.
-    drain: pb::DrainState,
-    pub(crate) stopping: bool,
 }
 
 impl LocalService {
@@ -280,167 +233,6 @@ impl fmt::Debug for LocalService {
     }
 }
 
-impl Member {
-    /// What this node's segment holds.
-    pub(crate) fn table(&self) -> Holdings<'_> {
-        Holdings::new(self.segment.region(), self.shape)
-    }
-
-    fn run(&self, mut previous: Option<Epoch>) {
-        let mut period = JOIN_PAUSE;
-        let mut listing: Option<Listing> = None;
-        loop {
-            let joined = self.state.lock().joined;
-            let pause = match joined {
-                None => match self.join(previous) {
-                    Ok(joined) => {
-                        // Told before anybody who waits for us looks.
-                        listing = joined.listing;
-                        previous = Some(joined.epoch);
-                        period = joined.heartbeat;
-                        let next = self.go_on(listing.as_mut());
-                        let stays = !matches!(next, Next::Join(_));
-                        self.set_joined(stays.then_some(joined.epoch));
-                        next.pause(period)
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "not in the pool yet");
-                        if may_have_been_served(&error) {
-                            previous = previous.or(Some(SOME_EARLIER_LIFE));
-                        }
-                        JOIN_PAUSE
-                    }
-                },
-                Some(epoch) => match self.heartbeat(epoch) {
-                    Ok(Some(pb::DrainState::Drained)) => {
-                        self.leave_drained();
-                        return;
-                    }
-                    Ok(Some(drain)) => {
-                        let next = self.go_on(listing.as_mut());
-                        if matches!(next, Next::Join(_)) {
-                            self.set_joined(None);
-                        }
-                        let draining = drain == pb::DrainState::Draining;
-                        next.pause(if draining { period.min(DRAIN_PERIOD) } else { period })
-                    }
-                    Ok(None) => {
-                        tracing::info!(node = %self.node, "the MetaService does not know this node; joining again");
-                        self.set_joined(None);
-                        Duration::ZERO
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "no heartbeat");
-                        JOIN_PAUSE
-                    }
-                },
-            };
-            if self.sleep(pause) {
-                return;
-            }
-        }
-    }
-
-    fn go_on(&self, listing: Option<&mut Listing>) -> Next {
-        listing.map_or(Next::Nothing, |listing| listing.go_on(self))
-    }
-
-    fn join(&self, previous: Option<Epoch>) -> Result<Joined, BookError> {
-        let table = self.table();
-        // Whatever becomes of this request and this process: from now on the memory may have been lent.
-        if table.epoch() == 0 {
-            table.set_epoch(SOME_EARLIER_LIFE.get());
-        }
-        let join = pb::Join {
-            previous_epoch: previous.map_or(0, Epoch::get),
-            lists: previous.is_some(),
-            floor: table.floor(),
-            ..self.join.clone()
-        };
-        let answer = self.book.call(request::Body::Join(join), Instant::now() + MEMBERSHIP_TIMEOUT)?;
-        match answer.body {
-            reply::Body::Join(reply) => {
-                tracing::info!(node = %self.node, address = %self.book.endpoint(), "joined the pool");
-                let heartbeat = Duration::from_millis(u64::from(reply.heartbeat_ms)).max(JOIN_PAUSE);
-                table.set_epoch(answer.epoch.get());
-                table.raise_floor(reply.floor);
-                let segment = reply.segments.first().copied().unwrap_or(0);
-                let rest = Duration::from_millis(reply.rest_ms);
-                let listing = reply.lists.then(|| Listing::new(&table, segment, Instant::now() + rest));
-                self.state.lock().segments = reply.segments;
-                Ok(Joined { epoch: answer.epoch, heartbeat, listing })
-            }
-            _ => Err(BookError::Refused("not a Join reply".to_owned())),
-        }
-    }
-
-    /// How far we are with being emptied; `None`: the book does not know us, or not in the same life.
-    fn heartbeat(&self, epoch: Epoch) -> Result<Option<pb::DrainState>, BookError> {
-        let beat = pb::Heartbeat { node: self.node.get(), incarnation: self.incarnation.get() };
-        let answer = self.book.call(request::Body::Heartbeat(beat), Instant::now() + MEMBERSHIP_TIMEOUT)?;
-        match answer.body {
-            reply::Body::Heartbeat(reply) => {
-                if reply.work {
-                    self.state.lock().work = true;
-                    self.changed.notify_all();
-                }
-                self.table().raise_floor(reply.floor);
-                self.note_drain(reply.drain());
-                Ok((reply.joined && answer.epoch == epoch).then_some(reply.drain()))
-            }
-            _ => Err(BookError::Refused("not a Heartbeat reply".to_owned())),
-        }
-    }
-
-    fn note_drain(&self, drain: pb::DrainState) {
-        let draining = drain != pb::DrainState::NotDraining;
-        let now = if draining { pb::DrainState::Draining } else { pb::DrainState::NotDraining };
-        let before = std::mem::replace(&mut self.state.lock().drain, now);
-        if before != now {
-            tracing::info!(node = %self.node, draining, "whether this node is being emptied");
-            self.changed.notify_all();
-        }
-    }
-
-    /// Nothing is left here: this node goes.
-    fn leave_drained(&self) {
-        let leave = pb::Leave { node: self.node.get(), incarnation: self.incarnation.get() };
-        if let Err(error) = self.book.call(request::Body::Leave(leave), Instant::now() + LEAVE_TIMEOUT) {
-            tracing::debug!(%error, "the MetaService did not hear that we leave; it will notice");
-        }
-        tracing::info!(node = %self.node, "emptied, and out of the pool");
-        let mut state = self.state.lock();
-        state.joined = None;
-        state.drain = pb::DrainState::Drained;
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    fn set_joined(&self, epoch: Option<Epoch>) {
-        let mut state = self.state.lock();
-        if !state.stopping {
-            state.joined = epoch;
-        }
-        drop(state);
-        self.changed.notify_all();
-    }
-
-    /// Sleeps; says whether to stop.
-    fn sleep(&self, pause: Duration) -> bool {
-        let started = Instant::now();
-        let mut state = self.state.lock();
-        while !state.stopping {
-            // A drain that begins meanwhile is followed more closely.
-            let pause = if state.drain == pb::DrainState::Draining { pause.min(DRAIN_PERIOD) } else { pause };
-            let until = started + pause;
-            if self.changed.wait_until(&mut state, until).timed_out() {
-                break;
-            }
-        }
-        state.stopping
-    }
-}
-
 /// The memory to lend, where it was asked for, what it is, and the lock on it if it is a file.
 fn memory(options: &LocalOptions) -> Result<(Segment, Identity, Option<PersistLock>), StoreError> {
     match options.numa_node {
@@ -469,15 +261,6 @@ fn memory_here(options: &LocalOptions) -> Result<(Segment, Identity, Option<Pers
     Ok((segment, identity, Some(lock)))
 }
 
-/// Whether a join that failed may have put the memory into the pool all the same. Writers may then hold space in it
-/// that the next life of the book knows nothing of; so it must be told that the memory is not new.
-fn may_have_been_served(error: &BookError) -> bool {
-    match error {
-        BookError::Timeout { .. } | BookError::Interrupted(_) => true,
-        BookError::Unavailable(_) | BookError::Refused(_) => false,
-    }
-}
-
 fn tier_to_wire(tier: Tier) -> u32 {
     match tier {
         Tier::Hbm => 1,
@@ -503,13 +286,6 @@ fn cut(text: &str, bytes: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_join_without_an_answer_counts_as_served_one_never_sent_does_not() {
-        assert!(may_have_been_served(&BookError::Timeout { waited_ms: 1 }));
-        assert!(may_have_been_served(&BookError::Interrupted("reset".to_owned())));
-        assert!(!may_have_been_served(&BookError::Unavailable("refused".to_owned())));
-    }
 
     #[test]
     fn names_are_cut_between_characters() {
