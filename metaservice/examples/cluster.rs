@@ -153,7 +153,7 @@ impl Cluster {
             let due: Vec<u64> = self.alive.iter().copied().filter(|node| node % 10 == slice).collect();
             for node in due {
                 let who = (NodeId::new(node), Incarnation::new(1));
-                let beat = self.timed(|core, now, effects| core.heartbeat(now, who.0, who.1, effects));
+                let beat = self.timed(|core, now, effects| core.heartbeat(now, who.0, who.1, &[], effects));
                 assert!(beat.expect("a node of this life").joined, "node {node} lives and was forgotten");
             }
         }

@@ -92,8 +92,8 @@ fn answer(
         request::Body::RemoveAll(pb::RemoveAll {}) => reply::Body::RemoveAll(holdings::remove_all(core, now, effects)),
         request::Body::Join(request) => reply::Body::Join(join(core, now, request, effects)?),
         request::Body::Holdings(request) => reply::Body::Holdings(holdings::list(core, now, request, effects)?),
-        request::Body::Heartbeat(pb::Heartbeat { node, incarnation }) => {
-            let beat = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), effects)?;
+        request::Body::Heartbeat(pb::Heartbeat { node, incarnation, segments }) => {
+            let beat = core.heartbeat(now, NodeId::new(node), Incarnation::new(incarnation), &segments, effects)?;
             let drain = drain_state(beat.drain);
             reply::Body::Heartbeat(pb::HeartbeatReply {
                 joined: beat.joined,

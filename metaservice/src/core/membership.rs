@@ -76,7 +76,7 @@ pub struct JoinReply {
 /// What a node is told that tells that it lives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Beat {
-    /// Whether it is known. If not, it should join again.
+    /// Whether it is known, and its segments by the names that it gave. If not, it should join again.
     pub joined: bool,
     /// Whether there may be copies to make: it should ask.
     pub work: bool,
@@ -242,12 +242,15 @@ impl Core {
         Ok(())
     }
 
-    /// A node tells that it lives.
+    /// A node tells that it lives, and what its segments are called as far as it knows (none: it does not say). They are
+    /// called otherwise when a join of its own arrived late, after it was given up: then it must hear the names, or it
+    /// would never tell what they hold.
     pub fn heartbeat(
         &mut self,
         now: Millis,
         node: NodeId,
         incarnation: Incarnation,
+        segments: &[u64],
         effects: &mut Vec<Effect>,
     ) -> Result<Beat, Refusal> {
         self.advance(now, effects);
@@ -258,7 +261,9 @@ impl Core {
             return Ok(Beat { joined: false, work, drain: DrainReport::default(), floor });
         };
         self.nodes[slot].heard = self.now;
-        Ok(Beat { joined: true, work, drain: self.drain_report(slot), floor })
+        let own = self.nodes[slot].segments.iter().map(|segment| self.segments[*segment].id.get());
+        let joined = segments.is_empty() || own.eq(segments.iter().copied());
+        Ok(Beat { joined, work, drain: self.drain_report(slot), floor })
     }
 
     /// A node takes its memory back at once. An unknown one has nothing to take.

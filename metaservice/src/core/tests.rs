@@ -251,14 +251,20 @@ impl Pool {
     }
 
     pub(super) fn heartbeat(&mut self, node: u64, incarnation: u64) -> Result<bool, Refusal> {
+        self.heartbeat_as(node, incarnation, &[])
+    }
+
+    /// As a node that has been told the names of its segments.
+    pub(super) fn heartbeat_as(&mut self, node: u64, incarnation: u64, segments: &[u64]) -> Result<bool, Refusal> {
         let (node, incarnation) = (NodeId::new(node), Incarnation::new(incarnation));
-        self.with(|core, now, effects| core.heartbeat(now, node, incarnation, effects)).map(|beat| beat.joined)
+        self.with(|core, now, effects| core.heartbeat(now, node, incarnation, segments, effects))
+            .map(|beat| beat.joined)
     }
 
     /// Whether a node in its first life is told that there is work.
     pub(super) fn heartbeat_works(&mut self, node: u64) -> bool {
         let node = NodeId::new(node);
-        self.with(|core, now, effects| core.heartbeat(now, node, Incarnation::new(1), effects)).unwrap().work
+        self.with(|core, now, effects| core.heartbeat(now, node, Incarnation::new(1), &[], effects)).unwrap().work
     }
 
     pub(super) fn leave(&mut self, node: u64, incarnation: u64) -> Result<(), Refusal> {

@@ -94,7 +94,9 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         1 => Just(Body::RemoveAll(pb::RemoveAll {})),
         3 => join,
         3 => holdings,
-        1 => pair().prop_map(|(node, incarnation)| Body::Heartbeat(pb::Heartbeat { node, incarnation })),
+        1 => (pair(), prop::collection::vec(0..9u64, 0..3)).prop_map(|((node, incarnation), segments)| {
+            Body::Heartbeat(pb::Heartbeat { node, incarnation, segments })
+        }),
         1 => pair().prop_map(|(node, incarnation)| Body::Leave(pb::Leave { node, incarnation })),
         1 => numbers().prop_map(|segments| Body::Describe(pb::Describe { segments })),
         1 => Just(Body::RegisterFingerprint(pb::RegisterFingerprint { scope: "s".to_owned(), fields: vec![field()] })),

@@ -53,7 +53,7 @@ fn stale_claims_have_their_own_code() {
     let server = server(&[]);
     let mut client = Client::connect(server.address(), 1);
     client.ask(join(5, 7));
-    let heartbeat = request::Body::Heartbeat(pb::Heartbeat { node: 5, incarnation: 6 });
+    let heartbeat = request::Body::Heartbeat(pb::Heartbeat { node: 5, incarnation: 6, ..pb::Heartbeat::default() });
     assert_eq!(failure(client.ask(heartbeat)).code(), pb::failure::Code::Stale);
 }
 

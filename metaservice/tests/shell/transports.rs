@@ -101,6 +101,6 @@ fn a_restarted_service_knows_nothing_and_has_a_later_epoch() {
     assert!(second.epoch() > first.epoch());
     let mut client = Client::connect(second.address(), 1);
     assert_eq!(exist(&mut client, &["a"]), [2]);
-    let heartbeat = request::Body::Heartbeat(pb::Heartbeat { node: 5, incarnation: 1 });
+    let heartbeat = request::Body::Heartbeat(pb::Heartbeat { node: 5, incarnation: 1, ..pb::Heartbeat::default() });
     assert_eq!(client.ask(heartbeat), reply::Body::Heartbeat(pb::HeartbeatReply { ..Default::default() }));
 }

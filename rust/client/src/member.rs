@@ -156,7 +156,8 @@ impl Member {
 
     /// How far we are with being emptied; `None`: the book does not know us, or not in the same life.
     fn heartbeat(&self, epoch: Epoch) -> Result<Option<pb::DrainState>, BookError> {
-        let beat = pb::Heartbeat { node: self.node.get(), incarnation: self.incarnation.get() };
+        let segments = self.state.lock().segments.clone();
+        let beat = pb::Heartbeat { node: self.node.get(), incarnation: self.incarnation.get(), segments };
         let answer = self.book.call(request::Body::Heartbeat(beat), Instant::now() + MEMBERSHIP_TIMEOUT)?;
         match answer.body {
             reply::Body::Heartbeat(reply) => {

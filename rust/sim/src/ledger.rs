@@ -100,6 +100,10 @@ pub struct Ledger {
     pub extents: BTreeMap<u64, Extent>,
     /// Leases that are not over.
     pub leases: BTreeMap<u64, Lease>,
+    /// Nodes told of objects.
+    told: bool,
+    /// Everything that was put under this generation or an older one was removed.
+    floor: u64,
     /// Evictions noticed since the book was last asked how many there were.
     evicted: u64,
     /// How many there were then.
@@ -131,6 +135,8 @@ impl Ledger {
             listing: BTreeSet::new(),
             extents: BTreeMap::new(),
             leases: BTreeMap::new(),
+            told: false,
+            floor: 0,
             evicted: 0,
             evicted_said: 0,
             uncertain: 0,
@@ -221,6 +227,10 @@ impl Ledger {
             (request::Body::Remove(asked), reply::Body::Remove(reply)) => {
                 self.removed(truth, asked, reply);
             }
+            (request::Body::RemoveAll(_), reply::Body::RemoveAll(reply)) => {
+                truth.all_keys().into_iter().for_each(|key| truth.drop_key(key));
+                self.removed_up_to(truth, reply.floor);
+            }
             (request::Body::Damaged(asked), reply::Body::Damaged(reply)) => return self.forgotten(truth, asked, reply),
             (request::Body::Work(_), reply::Body::Work(reply)) => return self.worked(truth, real_now, client, reply),
             (request::Body::Drain(asked), reply::Body::Drain(reply)) if reply.known => self.drained(*asked),
@@ -260,6 +270,9 @@ impl Ledger {
     }
 
     fn joined(&mut self, truth: &mut Truth, asked: &pb::Join, reply: &pb::JoinReply) -> Result<(), Violation> {
+        if asked.floor > self.floor {
+            self.removed_up_to(truth, asked.floor);
+        }
         let place = (asked.node, asked.incarnation);
         let same = |segment: &u64| self.segments.get(segment).is_some_and(|known| known.place == place);
         if reply.segments.iter().all(same) {

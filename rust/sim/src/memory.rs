@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use memcache_types::HoldingsPlace;
-use memcache_types::holdings::RECORD_BYTES;
+use memcache_types::holdings::{FLOOR_BYTES, FLOORS, RECORD_BYTES};
 use memcache_types::limits::TRAILER_BYTES;
 
 /// Bytes of one line; objects take whole lines here.
@@ -71,6 +71,8 @@ pub struct Memory {
     lines: Vec<Line>,
     /// The table.
     pub records: Vec<Option<Record>>,
+    /// What everything put under them or an older generation is removed by.
+    floors: [u64; FLOORS as usize],
     /// Life of the book that it was lent under last; 0 for none.
     pub epoch: u64,
 }
@@ -99,12 +101,36 @@ impl Memory {
         }
     }
 
+    /// Nothing that was put under this generation or an older one is to come back.
+    pub fn floor(&self) -> u64 {
+        self.floors.into_iter().max().unwrap_or(0)
+    }
+
+    /// As `memcache_memory::holdings::Holdings::raise_floor`.
+    pub fn raise_floor(&mut self, floor: u64) {
+        if floor > self.floor()
+            && let Some(lowest) = self.floors.iter_mut().min()
+        {
+            *lowest = floor;
+        }
+    }
+
+    /// Writes a floor to the place that an offset names, whatever stands there.
+    pub fn write_floor(&mut self, offset: u64, floor: u64) {
+        let place = offset.checked_sub(table_place(u32::try_from(self.records.len()).unwrap_or(0)).floors_offset);
+        let slot = place.and_then(|bytes| self.floors.get_mut(usize::try_from(bytes / FLOOR_BYTES).ok()?));
+        if let Some(slot) = slot {
+            *slot = floor;
+        }
+    }
+
     /// As `memcache_memory::holdings::Holdings::scan`: records whose objects are there, oldest first, with their places
     /// and whether they carry checksums. Other records are cleared.
     pub fn scan(&mut self) -> Vec<(u32, Record, bool)> {
         let mut found: Vec<(u32, Record, bool)> = Vec::new();
         for (place, slot) in (0..).zip(self.records.clone()) {
-            match slot.and_then(|record| Some((record, self.summed(&record)?))) {
+            let lasting = slot.filter(|record| record.origin > self.floor());
+            match lasting.and_then(|record| Some((record, self.summed(&record)?))) {
                 Some((record, summed)) => found.push((place, record, summed)),
                 None => self.clear(place),
             }
@@ -142,6 +168,7 @@ impl Memories {
         self.0.entry(place).or_insert_with(|| Memory {
             lines: vec![Line::default(); usize::try_from(LINES).unwrap_or(0)],
             records: vec![None; records as usize],
+            floors: [0; FLOORS as usize],
             epoch: 0,
         });
     }

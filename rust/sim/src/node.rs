@@ -32,6 +32,8 @@ pub struct Node {
     /// Whether its process runs.
     pub up: bool,
     joined: Option<u64>,
+    /// What the book called its segments when it joined.
+    segments: Vec<u64>,
     /// Life of the book that its memory was last lent under, as far as it knows; 0 if it never asked to lend it.
     previous: u64,
     waits_for: Option<u64>,
@@ -51,6 +53,7 @@ impl Node {
         incarnation: 0,
         up: false,
         joined: None,
+        segments: Vec::new(),
         previous: 0,
         waits_for: None,
         asked_for_work: None,
@@ -110,13 +113,14 @@ impl Node {
             return self.sleep(net, PAUSE_MS);
         }
         let body = if self.joined.is_some() {
-            request::Body::Heartbeat(pb::Heartbeat { node: self.id(), incarnation: self.incarnation })
+            let segments = self.segments.clone();
+            request::Body::Heartbeat(pb::Heartbeat { node: self.id(), incarnation: self.incarnation, segments })
         } else {
             let previous_epoch = self.previous;
             // Whatever becomes of this request: from now on the memory may have been lent.
             self.previous = self.previous.max(1);
             self.note_epoch(net, memories, self.previous);
-            request::Body::Join(self.join(net, previous_epoch))
+            request::Body::Join(self.join(net, memories, previous_epoch))
         };
         self.waits_for = Some(net.ask(Actor::Node(self.index), 0, body));
         self.sleep(net, ANSWER_MS);
@@ -129,8 +133,9 @@ impl Node {
         }
     }
 
-    fn join(&self, net: &Net, previous_epoch: u64) -> pb::Join {
+    fn join(&self, net: &Net, memories: &mut Memories, previous_epoch: u64) -> pb::Join {
         let place = self.place(net);
+        let floor = memories.memory(place).map_or(0, |memory| memory.floor());
         let descriptor = [place.0.to_le_bytes(), place.1.to_le_bytes()].concat();
         let table = table_place(net.scenario.records);
         let segment = pb::JoinSegment {
@@ -147,7 +152,14 @@ impl Node {
             segments: vec![segment],
             previous_epoch,
             lists: previous_epoch != 0 && net.scenario.records > 0,
+            floor,
             ..pb::Join::default()
+        }
+    }
+
+    fn raise_floor(&self, net: &Net, memories: &mut Memories, floor: u64) {
+        if let Some(memory) = memories.memory(self.place(net)).filter(|_| net.scenario.records > 0) {
+            memory.raise_floor(floor);
         }
     }
 
@@ -316,8 +328,10 @@ impl Node {
         let pause = match &answer.body {
             Some(reply::Body::Join(joined)) => {
                 self.joined = Some(answer.epoch);
+                self.segments.clone_from(&joined.segments);
                 self.previous = answer.epoch;
                 self.note_epoch(net, memories, answer.epoch);
+                self.raise_floor(net, memories, joined.floor);
                 let place = self.place(net);
                 let (part, sabotage) = (net.scenario.part, net.scenario.sabotage);
                 let lists = joined.lists.then(|| memories.memory(place)).flatten();
@@ -334,6 +348,7 @@ impl Node {
                 return self.go_on(net, memories, pause);
             }
             Some(reply::Body::Heartbeat(beat)) if beat.joined && self.joined == Some(answer.epoch) => {
+                self.raise_floor(net, memories, beat.floor);
                 if beat.drain() == pb::DrainState::Drained {
                     // Nothing is left here: it goes, and comes back some time as anybody.
                     self.stop(net, true);

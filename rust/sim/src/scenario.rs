@@ -2,6 +2,7 @@
 
 use memcache_meta::core::{EvictionPolicy, Settings};
 
+use crate::memory::LINE_BYTES;
 use crate::rng::Rng;
 
 /// A rule broken on purpose, to see that the checks notice. The product is never changed: the world around it lies.
@@ -38,6 +39,8 @@ pub enum Sabotage {
     NothingListed,
     /// Nobody tells the book of damage.
     DamageUntold,
+    /// Who removes everything writes no floors.
+    FloorsLeft,
 }
 
 /// One of these decides what goes first.
@@ -87,6 +90,8 @@ pub struct Scenario {
     pub part: usize,
     /// Percentage of puts without a checksum.
     pub unsummed: u64,
+    /// Whether somebody removes everything now and then.
+    pub clears: bool,
 }
 
 impl Scenario {
@@ -140,10 +145,25 @@ impl Scenario {
             files: false,
             part: 1,
             unsummed: 0,
+            clears: false,
         };
         // Not drawn by itself, so that a seed stands for all else that it stood for.
         drawn.settings.policy = POLICIES[usize::try_from(drawn.calm_at).unwrap_or(0) % POLICIES.len()];
         drawn
+    }
+
+    /// Whether keys that are read from afar get extra replicas.
+    pub const fn extends(&self) -> bool {
+        self.settings.hot_replica_bytes > 0
+    }
+
+    /// In some worlds more goes on. None of them ever failed without it.
+    pub fn add_more(&mut self, seed: u64) {
+        self.clears = matches!(seed % 16, 11 | 15);
+        if matches!(seed % 16, 6 | 12) {
+            let mut rng = Rng::new(!seed.rotate_left(32));
+            self.settings.hot_replica_bytes = LINE_BYTES * rng.between(4, 24);
+        }
     }
 
     /// Some worlds have tables. Those that once failed without are kept as they were, and so is what their seeds stand

@@ -84,6 +84,8 @@ pub struct Truth {
     pub removed_until: BTreeMap<u64, u64>,
     /// Promised to stay away: memory and writing.
     pub removed: BTreeSet<(Place, u64)>,
+    /// Most replicas at a time that nobody had asked for.
+    pub extras: u64,
     /// Removals whose remover was told success.
     pub forgotten: u64,
     /// Objects that were readable again after they were listed.
@@ -120,6 +122,11 @@ impl Truth {
         self.refused.insert(generation);
         self.recorded.remove(&generation);
         self.kept.remove(&generation);
+    }
+
+    /// Every key that was ever put.
+    pub fn all_keys(&self) -> Vec<u64> {
+        self.key_of.values().copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// Nobody is promised any more that this key comes back; nor are those who are putting it at this moment.

@@ -57,6 +57,8 @@ pub struct Ended {
     pub caught_by_checksum: u64,
     /// Copies that became replicas.
     pub copied: u64,
+    /// Most replicas at a time that nobody had asked for.
+    pub extras: u64,
     /// Removals whose remover was told success.
     pub forgotten: u64,
     /// Objects that nodes told of and that are readable again.
@@ -69,6 +71,7 @@ impl World {
         let mut rng = Rng::new(seed);
         let mut scenario = Scenario::draw(&mut rng, sabotage);
         scenario.add_tables(seed);
+        scenario.add_more(seed);
         let mut net = Net::new(scenario.clone(), rng, keep_trace);
         net.note(format_args!("{scenario:?}"));
         let nodes: Vec<Node> = (0..scenario.nodes).zip(0..).map(|(_, index)| Node::new(index)).collect();
@@ -115,6 +118,7 @@ impl World {
             hits: self.truth.hits,
             caught_by_checksum: self.truth.caught_by_checksum,
             copied: self.truth.copied,
+            extras: self.truth.extras,
             forgotten: self.truth.forgotten,
             listed: self.truth.listed,
         }
@@ -217,8 +221,10 @@ impl World {
                 let stale = refused.code == i32::from(failure::Code::Stale);
                 hold("refused", late || stale, || format!("{asked:?}: {refused:?}"))?;
             }
-            if let request::Body::Remove(asked) = asked {
-                self.ledger.note_removal(&mut self.truth, id, asked);
+            match asked {
+                request::Body::Remove(asked) => self.ledger.note_removal(&mut self.truth, id, asked),
+                request::Body::RemoveAll(_) => self.ledger.note_removal_of_all(&mut self.truth, id),
+                _ => {}
             }
             let real_now = (!self.net.scenario.jumps).then_some(self.net.now);
             self.ledger.note(&mut self.truth, real_now, client, asked, answered)?;

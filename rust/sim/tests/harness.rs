@@ -55,6 +55,16 @@ fn copies_are_made_in_these_worlds() {
 }
 
 #[test]
+fn keys_that_are_read_from_afar_get_extra_replicas_in_these_worlds() {
+    assert!((0..400).filter(|seed| run(*seed, Sabotage::None).extras > 0).count() > 5);
+}
+
+#[test]
+fn floors_that_nobody_writes_are_found() {
+    assert!(found(Sabotage::FloorsLeft).contains("removed"));
+}
+
+#[test]
 fn removals_that_do_not_wait_for_nodes_to_tell_are_found() {
     assert!(found(Sabotage::UntoldHidden).contains("removed"));
 }

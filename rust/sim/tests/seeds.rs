@@ -21,6 +21,7 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (19432, "a key that was evicted for others was asked to be there"),
     (20574, "a join that came late hid that its memory held records of removed keys"),
     (43043, "damage was told of a replica whose node was given up in the same moment"),
+    (12635, "a join that came late gave the memory another name, and its node had told all it knew of and never heard"),
     (3153, "with the gap put back: a reader without checksums got bytes of a writer of an earlier life"),
 ];
 

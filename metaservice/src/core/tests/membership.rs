@@ -53,6 +53,21 @@ fn a_heartbeat_of_an_unknown_node_tells_it_to_join() {
 }
 
 #[test]
+fn a_node_whose_join_came_late_is_told_to_join_and_hears_the_new_names() {
+    let mut pool = Pool::new(&[]);
+    let first = pool.join(1, 1, MIB, 0).unwrap();
+    assert_eq!(pool.heartbeat_as(1, 1, &[first.get()]), Ok(true));
+    pool.pass(DEAD);
+    pool.tick();
+    let late = pool.join(1, 1, MIB, 1).unwrap();
+    assert_ne!(late, first);
+    assert_eq!(pool.heartbeat_as(1, 1, &[first.get()]), Ok(false), "it knows the old name");
+    assert_eq!(pool.join(1, 1, MIB, 1), Ok(late));
+    assert_eq!(pool.heartbeat_as(1, 1, &[late.get()]), Ok(true));
+    assert_eq!(pool.heartbeat_as(1, 1, &[late.get(), first.get()]), Ok(false));
+}
+
+#[test]
 fn a_silent_node_is_gone_and_may_come_back() {
     let mut pool = Pool::new(&[MIB, MIB]);
     let ticket = pool.reserve_as(ALICE, &["a"], &[10], Some(1), false).unwrap().tickets[0];

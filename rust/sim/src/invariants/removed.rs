@@ -2,7 +2,7 @@
 
 use super::{Violation, hold};
 use crate::ledger::Ledger;
-use crate::memory::Memories;
+use crate::memory::{Memories, Record};
 use crate::truth::Truth;
 
 /// A remover was told success: no record speaks any more of what was readable when the book served it, in memory that was
@@ -16,7 +16,8 @@ pub fn check(ledger: &Ledger, truth: &mut Truth, memories: &mut Memories, reques
         let was_readable = |generation: &u64| truth.sealed.get(generation).is_some_and(|order| *order < removal.sealed);
         if let Some(memory) = memories.memory(place) {
             let of_key = memory.records.iter().flatten().filter(|record| removal.keys.contains(&record.key));
-            let standing = of_key.filter(|record| was_readable(&record.generation) && memory.summed(record).is_some());
+            let lasts = |record: &&Record| record.origin > memory.floor() && memory.summed(record).is_some();
+            let standing = of_key.filter(|record| was_readable(&record.generation)).filter(lasts);
             let standing: Vec<_> = standing.collect();
             hold("removed", standing.is_empty(), || {
                 format!("removed from {place:?}, and still recorded: {standing:x?}")

@@ -24,6 +24,14 @@ pub fn check(ledger: &Ledger, truth: &Truth, key: u64, info: &pb::KeyInfo) -> Re
     Ok(())
 }
 
+/// The book says how much the replicas take that nobody asked for. `told`: a node told of some, which the budget of another
+/// life allowed.
+pub fn check_budget(status: &pb::StatusReply, budget: u64, told: bool) -> Result<(), Violation> {
+    hold("replicas", told || status.extra_bytes <= budget, || {
+        format!("{} bytes of extra replicas, and a budget of {budget}", status.extra_bytes)
+    })
+}
+
 /// All is calm for a while: a key lacks replicas only where no other node has room for one more.
 pub fn check_restored(ledger: &Ledger, key: u64, info: &pb::KeyInfo, high_ppm: u32) -> Result<(), Violation> {
     if info.replicas.is_empty() || info.replicas.len() >= info.wanted as usize {

@@ -43,7 +43,12 @@ impl Ledger {
         }
         leases::check_gone(self, generation)?;
         self.extents.remove(&generation);
-        self.evicted += 1;
+        if self.settings.hot_replica_bytes > 0 && info.replicas.len() >= info.wanted as usize {
+            // An extra one: evicted, or not used for long.
+            self.uncertain += 1;
+        } else {
+            self.evicted += 1;
+        }
         Ok(())
     }
 
@@ -76,6 +81,8 @@ impl Ledger {
         (self.evicted_said, self.evicted) = (status.evicted_objects, 0);
         let counts = (noticed..=noticed + uncertain).contains(&said) || (said > noticed && !gone.is_empty());
         crate::invariants::hold("leases", counts, || format!("{said} objects were evicted, but {noticed} are gone"))?;
+        truth.extras = truth.extras.max(status.extra_replicas);
+        replicas::check_budget(status, self.settings.hot_replica_bytes, self.told)?;
         reclaim::check(self, status.reservations)?;
         leases::check_count(self, status.leases)?;
         accounts::check(self, status)

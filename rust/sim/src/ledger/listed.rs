@@ -10,9 +10,28 @@ use crate::truth::{Removal, Truth};
 impl Ledger {
     /// A removal was served: what it is to last for. Only the first time: a request may arrive twice.
     pub fn note_removal(&self, truth: &mut Truth, request: u64, asked: &pb::Remove) {
-        let (keys, segments) = (key_numbers(asked.keys.as_ref()), self.segments.keys().copied().collect());
-        let sealed = truth.sealed.len() as u64;
+        self.note_removal_of(truth, request, key_numbers(asked.keys.as_ref()));
+    }
+
+    /// As [`Self::note_removal`], of every key that there ever was.
+    pub fn note_removal_of_all(&self, truth: &mut Truth, request: u64) {
+        self.note_removal_of(truth, request, truth.all_keys());
+    }
+
+    fn note_removal_of(&self, truth: &mut Truth, request: u64, keys: Vec<u64>) {
+        let (sealed, segments) = (truth.sealed.len() as u64, self.segments.keys().copied().collect());
         truth.removals.entry(request).or_insert(Removal { keys, sealed, segments });
+    }
+
+    /// Everything readable was removed whose bytes come from a put of this generation or an older one.
+    pub(super) fn removed_up_to(&mut self, truth: &Truth, floor: u64) {
+        self.floor = self.floor.max(floor);
+        let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
+        let covered = |(generation, extent): &(&u64, &mut Extent)| extent.is_sealed() && origin(generation) <= floor;
+        for (_, extent) in self.extents.iter_mut().filter(covered) {
+            extent.state = State::Removed;
+        }
+        self.sweep();
     }
 
     /// The book was told of damage, and forgot just that.
@@ -87,6 +106,7 @@ impl Ledger {
         if !self.extents.get(&generation).is_some_and(Extent::is_sealed) {
             overlap::check_free(self, &new)?;
             truth.listed += 1;
+            self.told = true;
             let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
             let own = origin(&generation);
             // Of several puts the latest stays.
