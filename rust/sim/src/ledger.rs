@@ -100,8 +100,9 @@ pub struct Ledger {
     pub extents: BTreeMap<u64, Extent>,
     /// Leases that are not over.
     pub leases: BTreeMap<u64, Lease>,
-    /// Nodes told of objects.
-    told: bool,
+    /// Replicas may be extra that nobody made so: nodes told of them, or a drain left a key fewer than were wanted, which is
+    /// what it wants from then on.
+    lowered: bool,
     /// Everything that was put under this generation or an older one was removed.
     floor: u64,
     /// Evictions noticed since the book was last asked how many there were.
@@ -135,7 +136,7 @@ impl Ledger {
             listing: BTreeSet::new(),
             extents: BTreeMap::new(),
             leases: BTreeMap::new(),
-            told: false,
+            lowered: false,
             floor: 0,
             evicted: 0,
             evicted_said: 0,
@@ -456,6 +457,7 @@ impl Ledger {
     }
 
     fn drained(&mut self, asked: pb::Drain) {
+        self.lowered = true;
         match asked.mode() {
             pb::drain::Mode::Look => return,
             pb::drain::Mode::Cancel => self.draining.remove(&asked.node),

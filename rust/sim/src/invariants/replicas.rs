@@ -24,10 +24,9 @@ pub fn check(ledger: &Ledger, truth: &Truth, key: u64, info: &pb::KeyInfo) -> Re
     Ok(())
 }
 
-/// The book says how much the replicas take that nobody asked for. `told`: a node told of some, which the budget of another
-/// life allowed.
-pub fn check_budget(status: &pb::StatusReply, budget: u64, told: bool) -> Result<(), Violation> {
-    hold("replicas", told || status.extra_bytes <= budget, || {
+/// The book says how much the replicas take that nobody asked for. `lowered`: some of them were asked for once.
+pub fn check_budget(status: &pb::StatusReply, budget: u64, lowered: bool) -> Result<(), Violation> {
+    hold("replicas", lowered || status.extra_bytes <= budget, || {
         format!("{} bytes of extra replicas, and a budget of {budget}", status.extra_bytes)
     })
 }

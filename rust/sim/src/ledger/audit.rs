@@ -82,7 +82,7 @@ impl Ledger {
         let counts = (noticed..=noticed + uncertain).contains(&said) || (said > noticed && !gone.is_empty());
         crate::invariants::hold("leases", counts, || format!("{said} objects were evicted, but {noticed} are gone"))?;
         truth.extras = truth.extras.max(status.extra_replicas);
-        replicas::check_budget(status, self.settings.hot_replica_bytes, self.told)?;
+        replicas::check_budget(status, self.settings.hot_replica_bytes, self.lowered)?;
         reclaim::check(self, status.reservations)?;
         leases::check_count(self, status.leases)?;
         accounts::check(self, status)

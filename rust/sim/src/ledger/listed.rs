@@ -106,7 +106,7 @@ impl Ledger {
         if !self.extents.get(&generation).is_some_and(Extent::is_sealed) {
             overlap::check_free(self, &new)?;
             truth.listed += 1;
-            self.told = true;
+            self.lowered = true;
             let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
             let own = origin(&generation);
             // Of several puts the latest stays.
