@@ -162,11 +162,17 @@ impl Tracker {
     }
 
     /// Watches a use, if the key is in the sample. `uses`: this one included.
-    #[allow(clippy::cast_precision_loss, reason = "weights need no last digit")]
+    #[inline]
     pub(super) fn watch(&mut self, usage: Use, uses: Mark) {
-        if !self.samples(usage.hash) {
-            return;
+        if self.samples(usage.hash) {
+            self.watch_sampled(usage, uses);
         }
+    }
+
+    /// Apart, as most uses in a large pool are not sampled.
+    #[inline(never)]
+    #[allow(clippy::cast_precision_loss, reason = "weights need no last digit")]
+    fn watch_sampled(&mut self, usage: Use, uses: Mark) {
         self.let_pass(usage.now);
         self.uses += 1;
         let number = self.uses;
@@ -233,12 +239,19 @@ impl Tracker {
     fn play(&mut self, key: Slot<Watched>, usage: Use) {
         let room = self.lent >> self.shift;
         for order in Order::ALL {
-            self.leave(key, order);
             let watched = &mut self.keys[key];
             let (used, mark, bytes) = (watched.number, watched.uses, usage.bytes);
-            let slot = self.played.insert(Played { links: Links::new(), key, used, mark, bytes });
-            watched.places[order as usize] = Some(slot);
             let cache = &mut self.caches[order as usize];
+            let place = &mut watched.places[order as usize];
+            let slot = if let Some(slot) = *place {
+                cache.shelves.unlink(&mut self.played, slot);
+                let there = &mut self.played[slot];
+                cache.bytes -= there.bytes;
+                (there.used, there.mark, there.bytes) = (used, mark, bytes);
+                slot
+            } else {
+                *place.insert(self.played.insert(Played { links: Links::new(), key, used, mark, bytes }))
+            };
             cache.bytes += bytes;
             cache.shelves.push(&mut self.played, slot, usage.now);
             while self.caches[order as usize].bytes > room {
