@@ -11,6 +11,7 @@ mod adaptive;
 mod ghosts;
 mod hazard;
 mod lru;
+mod order;
 mod s3fifo;
 mod shelves;
 mod tracker;

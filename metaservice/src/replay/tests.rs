@@ -64,6 +64,14 @@ fn the_default_policy_keeps_up_with_the_better_of_two() {
     }
 }
 
+/// A shape of which S3-FIFO serves more than both other orders do, by some points.
+#[test]
+fn the_default_policy_follows_what_s3fifo_does_where_that_serves_most() {
+    let [lru, s3fifo, adaptive, _] = rates("any-scan", 8, 7592);
+    assert!(s3fifo > lru + 400.0, "{lru} {s3fifo}");
+    assert!(adaptive > s3fifo - 50.0, "{s3fifo} {adaptive}");
+}
+
 /// Blocks in the textbook forms: all in one queue, or a small one of a tenth, a main one and a memory of what left the small.
 #[derive(Default)]
 struct Textbook {

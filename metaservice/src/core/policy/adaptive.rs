@@ -1,7 +1,8 @@
-//! The object whose keeping is worth least goes first, or the least recently used one: whichever serves more.
+//! The object whose keeping is worth least goes first, or the least recently used one, or what was used once: whichever
+//! serves most.
 //!
-//! Both are played on a sample of the keys all the time, and the objects themselves stand so that either order can be
-//! followed from one victim to the next.
+//! All [orders](super::order::Order) are played on a sample of the keys all the time, and the objects themselves stand so that
+//! any of them can be followed from one victim to the next.
 
 use super::ghosts::Ghosts;
 use super::hazard::class_of;
@@ -61,13 +62,9 @@ impl Policy for Adaptive {
         shelves: &mut Shelves<T>,
         slab: &mut Slab<T>,
     ) -> Option<(Rank, Slot<T>)> {
-        if self.tracker.follows_lru() {
-            return shelves.least_recently_used(slab).map(|slot| ((0, slab[slot].used()), slot));
-        }
         let tracker = &self.tracker;
-        let least = shelves.least(slab, now, tracker.version(), |class, age| tracker.value(class, age));
-        // Numbers that are not negative are in the order of their bits.
-        least.map(|(value, slot)| ((value.to_bits(), slab[slot].used()), slot))
+        let value = |class, age| tracker.value(class, age);
+        tracker.follows().victim(shelves, slab, now, tracker.version(), value)
     }
 
     fn order<'a, T: Shelved>(
@@ -76,10 +73,6 @@ impl Policy for Adaptive {
         shelves: &'a Shelves<T>,
         slab: &'a Slab<T>,
     ) -> impl Iterator<Item = Slot<T>> + 'a {
-        let follows_lru = self.tracker.follows_lru();
-        let by_use = follows_lru.then(|| shelves.by_use(slab));
-        let value = |class, age| self.tracker.value(class, age);
-        let by_value = (!follows_lru).then(|| shelves.by_value(slab, now, value));
-        by_use.into_iter().flatten().chain(by_value.into_iter().flatten())
+        self.tracker.follows().all(shelves, slab, now, |class, age| self.tracker.value(class, age))
     }
 }

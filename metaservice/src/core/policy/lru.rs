@@ -34,7 +34,7 @@ impl Policy for Lru {
         shelves: &mut Shelves<T>,
         slab: &mut Slab<T>,
     ) -> Option<(Rank, Slot<T>)> {
-        shelves.least_recently_used(slab).map(|slot| ((0, slab[slot].used()), slot))
+        shelves.least_recently_used(slab, 0).map(|slot| ((0, slab[slot].used()), slot))
     }
 
     fn order<'a, T: Shelved>(
@@ -43,6 +43,6 @@ impl Policy for Lru {
         shelves: &'a Shelves<T>,
         slab: &'a Slab<T>,
     ) -> impl Iterator<Item = Slot<T>> + 'a {
-        shelves.by_use(slab)
+        shelves.by_use(slab, 0)
     }
 }

@@ -105,9 +105,13 @@ impl<T: Shelved> Shelves<T> {
         self.rows.get(number)?.spans.iter().find_map(|span| span.list.oldest())
     }
 
-    /// The longest unused item of all.
-    pub(super) fn least_recently_used(&self, slab: &Slab<T>) -> Option<Slot<T>> {
-        (0..self.rows.len()).filter_map(|number| self.oldest_of(number)).min_by_key(|slot| slab[*slot].used())
+    fn all_bytes(&self) -> u64 {
+        self.rows.iter().map(|shelf| shelf.bytes).sum()
+    }
+
+    /// The longest unused item of all shelves from one on.
+    pub(super) fn least_recently_used(&self, slab: &Slab<T>, from: usize) -> Option<Slot<T>> {
+        (from..self.rows.len()).filter_map(|number| self.oldest_of(number)).min_by_key(|slot| slab[*slot].used())
     }
 
     /// The items of one shelf, the longest unused ones first.
@@ -116,10 +120,33 @@ impl<T: Shelved> Shelves<T> {
         spans.flat_map(|span| span.list.iter_oldest(slab))
     }
 
-    /// All items, the longest unused ones first.
-    pub(super) fn by_use<'a>(&'a self, slab: &'a Slab<T>) -> impl Iterator<Item = Slot<T>> + 'a {
+    /// The longest unused item of the first shelf, while that holds one part in `part` of the bytes or more; else that of
+    /// the others.
+    pub(super) fn once_first(&self, slab: &Slab<T>, part: u64) -> Option<Slot<T>> {
+        let first = self.oldest_of(0);
+        let goes = first.filter(|_| self.bytes_of(0) >= self.all_bytes() / part);
+        goes.or_else(|| self.least_recently_used(slab, 1)).or(first)
+    }
+
+    /// All items, as [`Shelves::once_first`] would take them one after the other.
+    pub(super) fn by_once_first<'a>(&'a self, slab: &'a Slab<T>, part: u64) -> impl Iterator<Item = Slot<T>> + 'a {
+        let (mut first, mut others) = (self.iter_oldest_of(0, slab), self.by_use(slab, 1));
+        let (mut first_bytes, mut bytes) = (self.bytes_of(0), self.all_bytes());
+        std::iter::from_fn(move || {
+            let goes = if first_bytes >= bytes / part { first.next() } else { None };
+            if let Some(slot) = goes {
+                first_bytes -= slab[slot].bytes();
+            }
+            let slot = goes.or_else(|| others.next()).or_else(|| first.next())?;
+            bytes -= slab[slot].bytes();
+            Some(slot)
+        })
+    }
+
+    /// All items of the shelves from one on, the longest unused ones first.
+    pub(super) fn by_use<'a>(&'a self, slab: &'a Slab<T>, from: usize) -> impl Iterator<Item = Slot<T>> + 'a {
         let mut shelves: Vec<_> =
-            (0..self.rows.len()).map(|number| self.iter_oldest_of(number, slab).peekable()).collect();
+            (from..self.rows.len()).map(|number| self.iter_oldest_of(number, slab).peekable()).collect();
         std::iter::from_fn(move || {
             let heads =
                 shelves.iter_mut().filter_map(|items| items.peek().map(|slot| slab[*slot].used()).zip(Some(items)));

@@ -9,10 +9,11 @@ use std::collections::VecDeque;
 use hashbrown::HashTable;
 
 use super::hazard::{BUCKETS, Hazards, class_of};
+use super::order::{ORDERS, Order};
 use super::shelves::{Shelved, Shelves};
 use super::{Mark, Use};
 use crate::core::Millis;
-use crate::core::list::{Links, List, linked};
+use crate::core::list::{Links, linked};
 use crate::core::slab::{Slab, Slot};
 
 /// Most keys watched.
@@ -25,8 +26,6 @@ const LOG_MAX: usize = 4 * WATCHED_MAX;
 const SOLVE_USES: u64 = 512;
 /// After so many uses, a use counts little more than a third in the comparison of the played caches.
 const MEMORY_USES: f64 = 16_384.0;
-/// A policy takes over when it is ahead by this part of all uses.
-const LEAD: f64 = 0.002;
 
 /// A key of the sample.
 #[derive(Debug)]
@@ -36,8 +35,8 @@ struct Watched {
     /// Number of its last use.
     number: u64,
     uses: Mark,
-    in_lru: Option<Slot<Played>>,
-    in_valued: Option<Slot<Played>>,
+    /// Where it stands in each played cache.
+    places: [Option<Slot<Played>>; ORDERS],
 }
 
 /// An object of a played cache.
@@ -70,6 +69,13 @@ impl Shelved for Played {
     }
 }
 
+/// A cache that is played with the sample.
+#[derive(Debug)]
+struct Cache {
+    shelves: Shelves<Played>,
+    bytes: u64,
+}
+
 /// A use as it was logged. Void when its key has been used again.
 #[derive(Clone, Copy, Debug)]
 struct Logged {
@@ -92,10 +98,8 @@ pub(super) struct Tracker {
     uses: u64,
     lent: u64,
     played: Slab<Played>,
-    lru: List<Played>,
-    lru_bytes: u64,
-    valued: Shelves<Played>,
-    valued_bytes: u64,
+    /// One for each order.
+    caches: [Cache; ORDERS],
     hazards: Hazards,
     /// Version of the values.
     version: u64,
@@ -103,13 +107,12 @@ pub(super) struct Tracker {
 }
 
 /// Bytes of uses that played caches served, the newer the more.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Score {
     all: f64,
-    lru: f64,
-    valued: f64,
-    /// Whether the order of use is to be followed.
-    follow_lru: bool,
+    /// Of each order.
+    served: [f64; ORDERS],
+    follow: Order,
 }
 
 /// Bits that the index of the book does not use as they are.
@@ -129,13 +132,10 @@ impl Tracker {
             uses: 0,
             lent: 0,
             played: Slab::new(),
-            lru: List::new(),
-            lru_bytes: 0,
-            valued: Shelves::new(class_of, true),
-            valued_bytes: 0,
+            caches: Order::ALL.map(|order| Cache { shelves: order.shelves(), bytes: 0 }),
             hazards: Hazards::new(),
             version: 0,
-            score: Score { follow_lru: true, ..Score::default() },
+            score: Score { all: 0.0, served: [0.0; ORDERS], follow: Order::Use },
         }
     }
 
@@ -143,13 +143,14 @@ impl Tracker {
         self.lent = bytes;
     }
 
-    /// What the values were when they last changed, and whether to follow the order of use instead.
+    /// Changes when the values do.
     pub(super) const fn version(&self) -> u64 {
         self.version
     }
 
-    pub(super) const fn follows_lru(&self) -> bool {
-        self.score.follow_lru
+    /// The order to follow.
+    pub(super) const fn follows(&self) -> Order {
+        self.score.follow
     }
 
     pub(super) fn value(&self, class: usize, age_ms: u64) -> f64 {
@@ -161,11 +162,17 @@ impl Tracker {
     }
 
     /// Watches a use, if the key is in the sample. `uses`: this one included.
-    #[allow(clippy::cast_precision_loss, reason = "weights need no last digit")]
+    #[inline]
     pub(super) fn watch(&mut self, usage: Use, uses: Mark) {
-        if !self.samples(usage.hash) {
-            return;
+        if self.samples(usage.hash) {
+            self.watch_sampled(usage, uses);
         }
+    }
+
+    /// Apart, as most uses in a large pool are not sampled.
+    #[inline(never)]
+    #[allow(clippy::cast_precision_loss, reason = "weights need no last digit")]
+    fn watch_sampled(&mut self, usage: Use, uses: Mark) {
         self.let_pass(usage.now);
         self.uses += 1;
         let number = self.uses;
@@ -190,7 +197,7 @@ impl Tracker {
     }
 
     fn add(&mut self, hash: u64) -> Slot<Watched> {
-        let new = Watched { hash, at: Millis::new(0), number: 0, uses: 0, in_lru: None, in_valued: None };
+        let new = Watched { hash, at: Millis::new(0), number: 0, uses: 0, places: [None; ORDERS] };
         let key = self.keys.insert(new);
         let keys = &self.keys;
         self.by_hash.insert_unique(hash, key, |other| keys[*other].hash);
@@ -202,11 +209,8 @@ impl Tracker {
     fn returned(&mut self, key: Slot<Watched>, usage: Use) {
         let watched = &self.keys[key];
         self.hazards.use_in(class_of(watched.uses), self.hazards.bucket_of(usage.now.since(watched.at)));
-        if watched.in_lru.is_some() {
-            self.score.lru += usage.bytes as f64;
-        }
-        if watched.in_valued.is_some() {
-            self.score.valued += usage.bytes as f64;
+        for (served, place) in self.score.served.iter_mut().zip(watched.places) {
+            *served += if place.is_some() { usage.bytes as f64 } else { 0.0 };
         }
     }
 
@@ -231,61 +235,48 @@ impl Tracker {
         }
     }
 
-    /// Plays the use in both caches.
+    /// Plays the use in all caches.
     fn play(&mut self, key: Slot<Watched>, usage: Use) {
-        self.leave(key);
-        let watched = &self.keys[key];
-        let new = |watched: &Watched| Played {
-            links: Links::new(),
-            key,
-            used: watched.number,
-            mark: watched.uses,
-            bytes: usage.bytes,
-        };
-        let (in_lru, in_valued) = (self.played.insert(new(watched)), self.played.insert(new(watched)));
-        self.lru.push(&mut self.played, in_lru);
-        self.valued.push(&mut self.played, in_valued, usage.now);
-        let watched = &mut self.keys[key];
-        (watched.in_lru, watched.in_valued) = (Some(in_lru), Some(in_valued));
-        self.lru_bytes += usage.bytes;
-        self.valued_bytes += usage.bytes;
         let room = self.lent >> self.shift;
-        while self.lru_bytes > room
-            && let Some(slot) = self.lru.oldest()
-        {
-            self.leave_lru(self.played[slot].key);
-        }
-        while self.valued_bytes > room {
-            let hazards = &self.hazards;
-            let least =
-                self.valued.least(&self.played, usage.now, self.version, |class, age| hazards.value(class, age));
-            let Some((_, slot)) = least else { break };
-            self.leave_valued(self.played[slot].key);
+        for order in Order::ALL {
+            let watched = &mut self.keys[key];
+            let (used, mark, bytes) = (watched.number, watched.uses, usage.bytes);
+            let cache = &mut self.caches[order as usize];
+            let place = &mut watched.places[order as usize];
+            let slot = if let Some(slot) = *place {
+                cache.shelves.unlink(&mut self.played, slot);
+                let there = &mut self.played[slot];
+                cache.bytes -= there.bytes;
+                (there.used, there.mark, there.bytes) = (used, mark, bytes);
+                slot
+            } else {
+                *place.insert(self.played.insert(Played { links: Links::new(), key, used, mark, bytes }))
+            };
+            cache.bytes += bytes;
+            cache.shelves.push(&mut self.played, slot, usage.now);
+            while self.caches[order as usize].bytes > room {
+                let (hazards, shelves) = (&self.hazards, &mut self.caches[order as usize].shelves);
+                let value = |class, age| hazards.value(class, age);
+                let Some((_, slot)) = order.victim(shelves, &self.played, usage.now, self.version, value) else {
+                    break;
+                };
+                self.leave(self.played[slot].key, order);
+            }
         }
     }
 
-    fn leave(&mut self, key: Slot<Watched>) {
-        self.leave_lru(key);
-        self.leave_valued(key);
-    }
-
-    fn leave_lru(&mut self, key: Slot<Watched>) {
-        if let Some(slot) = self.keys[key].in_lru.take() {
-            self.lru.unlink(&mut self.played, slot);
-            self.lru_bytes -= self.played.remove(slot).bytes;
-        }
-    }
-
-    fn leave_valued(&mut self, key: Slot<Watched>) {
-        if let Some(slot) = self.keys[key].in_valued.take() {
-            self.valued.unlink(&mut self.played, slot);
-            self.valued_bytes -= self.played.remove(slot).bytes;
+    /// Takes a key out of one of the played caches.
+    fn leave(&mut self, key: Slot<Watched>, order: Order) {
+        if let Some(slot) = self.keys[key].places[order as usize].take() {
+            let cache = &mut self.caches[order as usize];
+            cache.shelves.unlink(&mut self.played, slot);
+            cache.bytes -= self.played.remove(slot).bytes;
         }
     }
 
     /// Keeps the sample within its bounds.
     fn forget(&mut self) {
-        if self.played.len() > 2 * PLAYED_MAX {
+        if self.played.len() > ORDERS * PLAYED_MAX {
             self.thin_out();
         }
         while self.log.len() > LOG_MAX || self.keys.len() > WATCHED_MAX || self.front_is_void() {
@@ -302,7 +293,9 @@ impl Tracker {
     }
 
     fn remove(&mut self, key: Slot<Watched>) {
-        self.leave(key);
+        for order in Order::ALL {
+            self.leave(key, order);
+        }
         let hash = self.keys.remove(key).hash;
         if let Ok(found) = self.by_hash.find_entry(hash, |other| *other == key) {
             found.remove();
@@ -331,17 +324,38 @@ impl Tracker {
 
 impl Score {
     fn judge(&mut self) {
-        let lead = LEAD * self.all;
-        if self.lru > self.valued + lead {
-            self.follow_lru = true;
-        } else if self.valued > self.lru + lead {
-            self.follow_lru = false;
-        }
+        let served = |order: Order| self.served[order as usize];
+        let ahead = |order: &Order| served(*order) > served(self.follow) + order.lead() * self.all;
+        let best = Order::ALL.into_iter().filter(ahead).max_by(|one, other| served(*one).total_cmp(&served(*other)));
+        self.follow = best.unwrap_or(self.follow);
     }
 
     fn fade(&mut self, part: f64) {
         self.all *= part;
-        self.lru *= part;
-        self.valued *= part;
+        for served in &mut self.served {
+            *served *= part;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn score(served: [f64; ORDERS], follow: Order) -> Order {
+        let mut score = Score { all: 1000.0, served, follow };
+        score.judge();
+        score.follow
+    }
+
+    #[test]
+    fn the_order_that_is_ahead_by_its_lead_is_followed() {
+        use Order::{OnceFirst, Use, Value};
+        assert_eq!(score([500.0, 502.5, 500.0], Use), Value);
+        assert_eq!(score([500.0, 501.5, 500.0], Use), Use, "not far enough");
+        assert_eq!(score([500.0, 500.0, 503.0], Use), Use, "not far enough for it");
+        assert_eq!(score([500.0, 500.0, 505.0], Value), OnceFirst);
+        assert_eq!(score([500.0, 506.0, 505.0], Use), Value, "the best of two that are");
+        assert_eq!(score([503.0, 500.0, 500.0], OnceFirst), Use);
     }
 }
