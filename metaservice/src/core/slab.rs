@@ -17,6 +17,11 @@ impl<T> Slot<T> {
         Self { number: number.expect("limits keep every slab below 2^32 items"), of: PhantomData }
     }
 
+    /// The item at the same position of another slab.
+    pub(super) const fn beside<U>(self) -> Slot<U> {
+        Slot { number: self.number, of: PhantomData }
+    }
+
     fn index(self) -> usize {
         self.number.get() as usize - 1
     }
