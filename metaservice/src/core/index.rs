@@ -1,5 +1,7 @@
 //! From keys to what is known about them.
 
+use std::num::NonZeroU64;
+
 use memcache_types::{KeyBatch, KeyDigest};
 
 use super::object::Object;
@@ -10,22 +12,19 @@ use super::table::Table;
 /// step lets those waits overlap.
 pub(super) const CHUNK: usize = 64;
 
-/// What is known about one key. There is an entry exactly while the key is readable or somebody writes it.
+/// What is known about one key. There is an entry exactly while the key is readable or somebody writes it. One line of the
+/// cache each: there are many of them.
 #[derive(Debug)]
-#[repr(C)]
+#[repr(align(64))]
 pub(super) struct Entry {
-    pub(super) hash: u64,
-    /// The put that its bytes come from: the lowest generation of the tickets of that put. Means something only while
-    /// there is an object.
-    pub(super) origin: u64,
+    key: Key,
     /// The first of its replicas, which are a chain of siblings.
     pub(super) object: Option<Slot<Object>>,
-    /// Live reservations, replicas wanted and marks, packed: there are many entries.
+    /// Live reservations, replicas wanted and marks, packed.
     state: u32,
-    key: Key,
 }
 
-const _: () = assert!(size_of::<Option<Entry>>() <= 80, "entries are kept small");
+const _: () = assert!(size_of::<Option<Entry>>() == 64, "an entry is a line of the cache");
 
 /// Longest key that is kept within its entry: a digest, a model and a slot fit.
 const SHORT_BYTES: usize = 54;
@@ -109,22 +108,13 @@ impl Entry {
         self.state = if pinned { self.state | PINNED } else { self.state & !PINNED };
     }
 
-    pub(super) const fn hash(&self) -> u64 {
-        self.hash
+    /// Computed anew: room for it would take the entry beyond its line.
+    pub(super) fn hash(&self) -> u64 {
+        KeyDigest::of(self.key()).low()
     }
 
     pub(super) fn key(&self) -> &[u8] {
         self.key.bytes()
-    }
-
-    /// Reads its first and its last byte. The value means nothing.
-    #[allow(clippy::cast_possible_truncation, reason = "it means nothing")]
-    fn warm(&self) -> usize {
-        let last = match &self.key {
-            Key::Short(_, bytes) => bytes[SHORT_BYTES - 1],
-            Key::Long(_) => 0,
-        };
-        self.hash as usize ^ usize::from(last)
     }
 }
 
@@ -134,6 +124,9 @@ pub(super) struct KeyIndex {
     /// Many tables, each for its part of the hashes: one grows at a time, and a small one grows in a short time.
     tables: Box<[Table<Entry>]>,
     entries: Slab<Entry>,
+    /// Of each entry, at the same position: the put that its bytes come from, which is the lowest generation of the tickets
+    /// of that put. Means something only while there is an object. Look-ups do without it.
+    origins: Slab<NonZeroU64>,
 }
 
 /// How many tables there are: one of 2^24 keys then holds up its caller for as long as one of 2^16 does.
@@ -145,9 +138,19 @@ const fn table_of(hash: u64) -> usize {
     ((hash ^ hash >> 32).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 56) as usize
 }
 
+/// The hashes of entries. Each stands at another place in memory, and so many are waited for together.
+fn hashes_of(entries: &Slab<Entry>, slots: &[Slot<Entry>]) -> Vec<u64> {
+    let mut hashes = Vec::with_capacity(slots.len());
+    for some in slots.chunks(CHUNK) {
+        warm(some.iter().map(|slot| entries.warm(*slot)));
+        hashes.extend(some.iter().map(|slot| entries[*slot].hash()));
+    }
+    hashes
+}
+
 impl KeyIndex {
     pub(super) fn new() -> Self {
-        Self { tables: (0..TABLES).map(|_| Table::new()).collect(), entries: Slab::new() }
+        Self { tables: (0..TABLES).map(|_| Table::new()).collect(), entries: Slab::new(), origins: Slab::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -159,10 +162,7 @@ impl KeyIndex {
     }
 
     fn find_hashed(&self, key: &[u8], hash: u64) -> Option<Slot<Entry>> {
-        self.tables[table_of(hash)].find(hash, |slot| {
-            let entry = &self.entries[slot];
-            entry.hash == hash && entry.key() == key
-        })
+        self.tables[table_of(hash)].find(hash, |slot| self.entries[slot].key() == key)
     }
 
     /// Reads the lines that look-ups of up to [`CHUNK`] keys of a batch will read first; the hashes of the keys, and how
@@ -177,20 +177,21 @@ impl KeyIndex {
         (hashes, count)
     }
 
-    /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on.
-    pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<Slot<Entry>>; CHUNK] {
+    /// The entries of up to [`CHUNK`] keys of a batch, from position `start` on, and the hashes of those keys.
+    pub(super) fn find_chunk(&self, keys: &KeyBatch, start: usize) -> [Option<(Slot<Entry>, u64)>; CHUNK] {
         let (hashes, count) = self.warm_chunk(keys, start);
         let hashes = &hashes[..count];
         let mut found = [None; CHUNK];
         for (candidate, hash) in found.iter_mut().zip(hashes) {
-            *candidate = self.tables[table_of(*hash)].find(*hash, |_| true);
+            *candidate = self.tables[table_of(*hash)].find(*hash, |_| true).map(|slot| (slot, *hash));
         }
-        warm(found[..count].iter().flatten().map(|slot| self.entries[*slot].warm()));
+        warm(found[..count].iter().flatten().map(|(slot, _)| self.entries.warm(*slot)));
         for (offset, candidate) in found[..count].iter_mut().enumerate() {
             let key = keys.get(start + offset);
             // Another key with the same tag is in the way once in thousands of look-ups.
-            if candidate.is_some_and(|slot| self.entries[slot].key() != key) {
-                *candidate = self.find_hashed(key, hashes[offset]);
+            if candidate.is_some_and(|(slot, _)| self.entries[slot].key() != key) {
+                let hash = hashes[offset];
+                *candidate = self.find_hashed(key, hash).map(|slot| (slot, hash));
             }
         }
         found
@@ -202,10 +203,26 @@ impl KeyIndex {
         if let Some(slot) = self.find_hashed(key, hash) {
             return slot;
         }
-        let slot = self.entries.insert(Entry { key: Key::new(key), hash, origin: 0, object: None, state: 0 });
+        let slot = self.insert(key);
         let entries = &self.entries;
-        self.tables[table_of(hash)].insert(hash, slot, |other| entries[other].hash);
+        self.tables[table_of(hash)].insert(hash, slot, |slots| hashes_of(entries, slots));
         slot
+    }
+
+    fn insert(&mut self, key: &[u8]) -> Slot<Entry> {
+        let slot = self.entries.insert(Entry { key: Key::new(key), object: None, state: 0 });
+        let beside = self.origins.insert(NonZeroU64::MIN);
+        debug_assert_eq!(beside, slot.beside(), "both come and go together");
+        slot
+    }
+
+    /// The put that the bytes of a readable key come from.
+    pub(super) fn origin(&self, slot: Slot<Entry>) -> u64 {
+        self.origins[slot.beside()].get()
+    }
+
+    pub(super) fn set_origin(&mut self, slot: Slot<Entry>, origin: u64) {
+        self.origins[slot.beside()] = NonZeroU64::new(origin).expect("no generation is 0");
     }
 
     /// Whether an entry that was there a moment ago still is.
@@ -233,9 +250,10 @@ impl KeyIndex {
         if entry.object.is_some() || entry.writers() > 0 {
             return;
         }
-        let hash = entry.hash;
+        let hash = entry.hash();
         self.tables[table_of(hash)].remove(hash, slot);
         self.entries.remove(slot);
+        self.origins.remove(slot.beside());
     }
 }
 
@@ -255,7 +273,7 @@ mod tests {
         let keys = KeyBatch::from_keys((0..200).map(name)).unwrap();
         for start in (0..keys.len()).step_by(CHUNK) {
             let found = index.find_chunk(&keys, start);
-            for (offset, found) in found.into_iter().enumerate() {
+            for (offset, found) in found.map(|found| found.map(|(slot, _)| slot)).into_iter().enumerate() {
                 let position = start + offset;
                 let expected = (position < keys.len()).then(|| index.find(keys.get(position))).flatten();
                 assert_eq!(found, expected, "{position}");
@@ -269,12 +287,13 @@ mod tests {
         let mut index = KeyIndex::new();
         let (known, other) = (b"known".as_slice(), b"other".as_slice());
         let hash = KeyDigest::of(other).low();
-        let slot = index.entries.insert(Entry { key: Key::new(known), hash, origin: 0, object: None, state: 1 });
-        index.tables[table_of(hash)].insert(hash, slot, |_| hash);
+        let slot = index.insert(known);
+        index.get_mut(slot).add_writer();
+        index.tables[table_of(hash)].insert(hash, slot, |_| Vec::new());
         let keys = KeyBatch::from_keys([other]).unwrap();
         assert_eq!(index.find_chunk(&keys, 0)[0], None);
         let own = index.find_or_insert(other);
         assert_ne!(own, slot);
-        assert_eq!((index.find_chunk(&keys, 0)[0], index.find(other)), (Some(own), Some(own)));
+        assert_eq!((index.find_chunk(&keys, 0)[0], index.find(other)), (Some((own, hash)), Some(own)));
     }
 }

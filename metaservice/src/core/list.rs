@@ -84,6 +84,9 @@ impl<T: Linked> List<T> {
 
     /// Takes an item of this list out of it.
     pub(super) fn unlink(&mut self, slab: &mut Slab<T>, slot: Slot<T>) {
+        if unlink_inner(slab, slot) {
+            return;
+        }
         let Links { newer, older } = std::mem::replace(slab[slot].links(), Links::new());
         match newer {
             Some(newer) => slab[newer].links().older = older,
@@ -123,6 +126,16 @@ impl<T: Linked> List<T> {
     {
         std::iter::successors(self.newest, |slot| slab[*slot].older())
     }
+}
+
+/// Takes an item out of the list that it is in, whichever that is, unless it stands at one of its ends.
+pub(super) fn unlink_inner<T: Linked>(slab: &mut Slab<T>, slot: Slot<T>) -> bool {
+    let item = &mut slab[slot];
+    let Links { newer: Some(newer), older: Some(older) } = *item.links() else { return false };
+    *item.links() = Links::new();
+    slab[newer].links().older = Some(older);
+    slab[older].links().newer = Some(newer);
+    true
 }
 
 #[cfg(test)]

@@ -133,10 +133,9 @@ impl Core {
                 return (object.segment, object.offset) == (Some(segment), claim.offset)
                     && object.record.is_some_and(|record| record.number() == claim.record);
             }
-            let known = self.index.get(entry);
-            let node = self.segments[segment].node;
-            let is_there = known.origin > claim.origin || known.origin == claim.origin && self.holds(node, entry);
-            if known.object.is_some() && is_there {
+            let (node, origin) = (self.segments[segment].node, self.index.origin(entry));
+            let is_there = origin > claim.origin || origin == claim.origin && self.holds(node, entry);
+            if self.index.get(entry).object.is_some() && is_there {
                 return false;
             }
         }
@@ -144,7 +143,7 @@ impl Core {
         if !self.is_sound(segment, claim) || (is_new_key && self.index.len() >= KEYS_MAX) {
             return false;
         }
-        let hash = entry.map_or_else(|| KeyDigest::of(claim.key).low(), |entry| self.index.get(entry).hash);
+        let hash = entry.map_or_else(|| KeyDigest::of(claim.key).low(), |entry| self.index.get(entry).hash());
         let bytes = extent_bytes(claim.payload_bytes);
         if self.removals.may_cover(hash, claim.origin) || !self.segments[segment].space.take_at(claim.offset, bytes) {
             return false;
@@ -178,10 +177,8 @@ impl Core {
 
     fn insert_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) {
         let entry = self.index.find_or_insert(claim.key);
-        let older: Vec<_> = match self.index.get(entry) {
-            known if known.object.is_some() && known.origin < claim.origin => self.chain(entry).collect(),
-            _ => Vec::new(),
-        };
+        let is_later = self.index.get(entry).object.is_some() && self.index.origin(entry) < claim.origin;
+        let older: Vec<_> = if is_later { self.chain(entry).collect() } else { Vec::new() };
         // The key stays known meanwhile.
         self.index.get_mut(entry).add_writer();
         for object in older {
@@ -189,9 +186,8 @@ impl Core {
         }
         self.index.get_mut(entry).remove_writer();
         if self.index.get(entry).object.is_none() {
-            let known = self.index.get_mut(entry);
-            known.origin = claim.origin;
-            known.want(claim.wanted as usize);
+            self.index.set_origin(entry, claim.origin);
+            self.index.get_mut(entry).want(claim.wanted as usize);
         }
         let record = self.segments[segment].table.claim(claim.record);
         let object = self.objects.insert(Object::new(segment, claim.offset, claim.payload_bytes, claim.serial, record));

@@ -38,6 +38,16 @@ pub struct Found {
     pub generation: Generation,
 }
 
+impl Found {
+    fn new(object: &Object, segment: SegmentId) -> Self {
+        Self {
+            address: GlobalAddress::new(segment, object.offset),
+            payload_bytes: object.payload_bytes,
+            generation: object.generation(),
+        }
+    }
+}
+
 /// What became of a locate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct LocateReply {
@@ -93,13 +103,13 @@ impl Core {
         let mut objects = Vec::with_capacity(keys.len());
         for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
-            self.warm_moves(&chunk.into_iter().flatten().collect::<Vec<_>>());
-            for entry in &chunk[..CHUNK.min(keys.len() - start)] {
-                let (outcome, first) = self.judge(*entry);
+            self.warm_moves(chunk.iter().flatten().map(|(entry, _)| *entry));
+            for known in &chunk[..CHUNK.min(keys.len() - start)] {
+                let (outcome, first) = self.judge(*known);
                 reply.outcomes.push(outcome);
-                if let (Some(entry), Some(first)) = (*entry, first) {
+                if let (Some((entry, hash)), Some(first)) = (*known, first) {
                     self.find_replicas(first, near, &mut reply, &mut objects);
-                    self.count_read(entry);
+                    self.count_read(entry, hash);
                     if self.hot.is_some()
                         && let Some(node) = near
                     {
@@ -127,18 +137,19 @@ impl Core {
     ) {
         let (mut next, position) = (Some(first), reply.found.len());
         while let Some(slot) = next {
-            next = self.objects[slot].sibling;
-            let Some(node) = self.node_of(slot) else { continue };
+            let object = &self.objects[slot];
+            next = object.sibling;
+            let segment = object.segment.map(|segment| &self.segments[segment]);
+            let Some(segment) = segment.filter(|segment| !segment.gone) else { continue };
             let is_first = reply.found.len() == position;
             if !is_first && self.leased + objects.len() >= LEASED_MAX {
                 return;
             }
-            let found = self.found(slot);
-            let segment = self.objects[slot].segment.map(|segment| &self.segments[segment]);
-            reply.resting.extend(segment.filter(|one| one.listing.is_some()).map(|one| one.id));
+            let found = Found::new(object, segment.id);
+            reply.resting.extend(segment.listing.map(|_| segment.id));
             if is_first {
                 reply.found.push(found);
-            } else if Some(node) == near {
+            } else if Some(segment.node) == near {
                 reply.others.push((position, std::mem::replace(&mut reply.found[position], found)));
             } else {
                 reply.others.push((position, found));
@@ -151,12 +162,7 @@ impl Core {
     /// Where a replica is whose node is there.
     pub(super) fn found(&self, slot: Slot<Object>) -> Found {
         let object = &self.objects[slot];
-        let segment = object.segment.map_or(SegmentId::new(0), |segment| self.segments[segment].id);
-        Found {
-            address: GlobalAddress::new(segment, object.offset),
-            payload_bytes: object.payload_bytes,
-            generation: object.generation(),
-        }
+        Found::new(object, object.segment.map_or(SegmentId::new(0), |segment| self.segments[segment].id))
     }
 
     pub(super) fn new_lease(&mut self, client: ClientId, objects: Box<[Slot<Object>]>) -> LeaseId {
@@ -264,14 +270,14 @@ impl Core {
     pub fn match_prefix(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> PrefixReply {
         self.advance(now, effects);
         let mut reply = PrefixReply::default();
-        let mut readable = Vec::new();
+        let mut readable = Vec::with_capacity(keys.len());
         'keys: for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
-            for entry in &chunk[..CHUNK.min(keys.len() - start)] {
-                match self.judge(*entry) {
+            for known in &chunk[..CHUNK.min(keys.len() - start)] {
+                match self.judge(*known) {
                     (LocateOutcome::Located, _) if reply.present == reply.pending => {
                         reply.present += 1;
-                        readable.extend(*entry);
+                        readable.extend(*known);
                     }
                     (LocateOutcome::Located | LocateOutcome::LocatePending, _) => {}
                     _ => break 'keys,
@@ -290,14 +296,14 @@ impl Core {
         let mut outcomes = Vec::with_capacity(keys.len());
         for start in (0..keys.len()).step_by(CHUNK) {
             let chunk = self.index.find_chunk(keys, start);
-            outcomes.extend(chunk[..CHUNK.min(keys.len() - start)].iter().map(|entry| self.judge(*entry).0));
+            outcomes.extend(chunk[..CHUNK.min(keys.len() - start)].iter().map(|known| self.judge(*known).0));
         }
         outcomes
     }
 
     /// What a key is, and the first of its replicas if it is readable: perhaps one that is gone.
-    fn judge(&self, entry: Option<Slot<Entry>>) -> (LocateOutcome, Option<Slot<Object>>) {
-        let Some(entry) = entry else {
+    fn judge(&self, known: Option<(Slot<Entry>, u64)>) -> (LocateOutcome, Option<Slot<Object>>) {
+        let Some((entry, _)) = known else {
             return (LocateOutcome::LocateAbsent, None);
         };
         let known = self.index.get(entry);

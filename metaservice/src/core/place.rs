@@ -205,7 +205,7 @@ impl Core {
         if let Some(entry) = entry
             && self.is_alone(victim)
         {
-            let eviction = self.use_of(entry, victim);
+            let eviction = self.use_of(self.index.get(entry).hash(), victim);
             self.policy.evicted(eviction, self.objects[victim].mark());
         }
         self.remove_object(victim);

@@ -55,9 +55,8 @@ pub(super) trait Policy {
     /// The mark of an object that has become readable.
     fn sealed(&mut self, seal: Use) -> Mark;
 
-    /// The mark of an object that was read, matched or put again. `soon`: it was used within this second before, which
-    /// counts as one use with this.
-    fn used(&mut self, usage: Use, mark: Mark, soon: bool) -> Mark;
+    /// The mark of an object that was read, matched or put again. Uses of one second come as one.
+    fn used(&mut self, usage: Use, mark: Mark) -> Mark;
 
     /// An object was evicted.
     fn evicted(&mut self, eviction: Use, mark: Mark);
@@ -134,8 +133,8 @@ impl AnyPolicy {
         each!(self, policy => policy.sealed(seal))
     }
 
-    pub(super) fn used(&mut self, usage: Use, mark: Mark, soon: bool) -> Mark {
-        each!(self, policy => policy.used(usage, mark, soon))
+    pub(super) fn used(&mut self, usage: Use, mark: Mark) -> Mark {
+        each!(self, policy => policy.used(usage, mark))
     }
 
     pub(super) fn evicted(&mut self, eviction: Use, mark: Mark) {

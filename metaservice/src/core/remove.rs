@@ -126,7 +126,7 @@ impl Core {
         self.removals.floor = self.removals.floor.max(floor);
         while self.bury(usize::MAX) {}
         let count = self.readable;
-        let is_covered = |object: &Object| object.entry.is_some_and(|entry| self.index.get(entry).origin <= floor);
+        let is_covered = |object: &Object| object.entry.is_some_and(|entry| self.index.origin(entry) <= floor);
         let covered: Vec<_> =
             self.objects.iter().filter(|(_, object)| is_covered(object)).map(|(slot, _)| slot).collect();
         for object in covered {
@@ -171,19 +171,23 @@ impl Core {
             return;
         };
         if !self.segments[segment].gone {
-            let stale = self.new_stale(segment, record, self.index.get(entry).hash, serial);
+            let stale = self.new_stale(segment, record, self.index.get(entry).hash(), serial);
             self.lingering.insert((self.segments[segment].id, offset), stale);
         }
     }
 
     /// Puts an object that is in no list among the idle ones, as used just now.
     pub(super) fn make_idle(&mut self, slot: Slot<Object>) {
+        self.make_idle_of(slot, self.shelf_of(slot));
+    }
+
+    /// Puts an object that is in no list among the idle ones, where it is known with which of them it belongs.
+    pub(super) fn make_idle_of(&mut self, slot: Slot<Object>, among: Shelf) {
         let number = self.next_use();
         self.objects[slot].set_used(number);
         if self.keep_idle(slot) {
             return;
         }
-        let among = self.shelf_of(slot);
         let object = &self.objects[slot];
         if let Some(segment) = object.segment {
             let segment = &mut self.segments[segment];

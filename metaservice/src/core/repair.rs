@@ -222,7 +222,7 @@ impl Core {
         hand.tasks -= 1;
         hand.bytes = hand.bytes.saturating_sub(payload_bytes);
         let known = self.index.get(entry);
-        let (key, origin, wanted) = (known.key().into(), known.origin, known.wanted());
+        let (key, origin, wanted) = (known.key().into(), self.index.origin(entry), known.wanted());
         hand.tasks_out.push(CopyTask { ticket, key, sources: found, clears, origin, wanted });
         true
     }

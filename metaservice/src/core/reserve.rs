@@ -182,7 +182,8 @@ impl Core {
         if let Some(entry) = self.index.find(key).filter(|entry| self.bury_of(*entry)) {
             let known = self.index.get(entry);
             if known.object.is_some() {
-                self.touch(entry);
+                let hash = known.hash();
+                self.touch(entry, hash);
                 return Err(ReserveOutcome::ReservePresent);
             }
             if request.exclusive && known.writers() > 0 {
@@ -313,7 +314,7 @@ impl Core {
             let (segment, offset) = (reservation.segment, reservation.offset);
             let bytes = extent_bytes(reservation.payload_bytes);
             if let Some(record) = record {
-                let hash = self.index.get(entry).hash;
+                let hash = self.index.get(entry).hash();
                 let stale = self.new_stale(segment, record, hash, reservation.serial.get());
                 self.lay(stale, offset, bytes);
             }
@@ -329,9 +330,8 @@ impl Core {
             record,
         ));
         if self.index.get(entry).object.is_none() {
-            let known = self.index.get_mut(entry);
-            known.want(reservation.wanted.into());
-            known.origin = reservation.kin.start;
+            self.index.get_mut(entry).want(reservation.wanted.into());
+            self.index.set_origin(entry, reservation.kin.start);
         }
         self.attach(entry, object);
         self.repairs.copied += u64::from(reservation.copy);
@@ -427,7 +427,7 @@ impl Core {
 
     /// A reservation that was taken out ends without a seal. What its writer may have left in the table.
     fn leave_ticket(&mut self, reservation: Reservation) -> Leftover {
-        let hash = self.index.get(reservation.entry).hash;
+        let hash = self.index.get(reservation.entry).hash();
         self.forget_writer(reservation.entry);
         self.leave_records(reservation.segment, reservation.held, hash, reservation.serial.get())
     }

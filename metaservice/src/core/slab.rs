@@ -17,6 +17,11 @@ impl<T> Slot<T> {
         Self { number: number.expect("limits keep every slab below 2^32 items"), of: PhantomData }
     }
 
+    /// The item at the same position of another slab.
+    pub(super) const fn beside<U>(self) -> Slot<U> {
+        Slot { number: self.number, of: PhantomData }
+    }
+
     fn index(self) -> usize {
         self.number.get() as usize - 1
     }
@@ -65,13 +70,20 @@ pub(super) fn warm(reads: impl Iterator<Item = usize>) {
 /// Items of one kind. Slots of removed items are used again.
 #[derive(Debug)]
 pub(super) struct Slab<T> {
-    /// All but the last hold [`PART`] items. So growth moves none, except within a first part that is not full.
+    /// All but the last hold [`PART`] items. So growth moves none but the first few.
     parts: Vec<Vec<Option<T>>>,
     free: Vec<Slot<T>>,
 }
 
-/// Items of one part.
-const PART: usize = 1 << 15;
+/// Items of one part: many huge pages, of which the first and the last are seldom whole.
+const PART: usize = 1 << 19;
+
+/// Items of the first part that are moved as it grows. Then it has room for all of its items, most of which nobody
+/// touches yet.
+const FEW: usize = 1 << 12;
+
+/// Items of the first part that have pages of their own size, so that small books take up little.
+const SMALL: usize = 1 << 15;
 
 impl<T> Slab<T> {
     pub(super) const fn new() -> Self {
@@ -102,12 +114,15 @@ impl<T> Slab<T> {
         }
         let index = self.positions();
         if index.is_multiple_of(PART) {
-            // Few slabs have a second part, and those grow on.
-            self.parts.push(if index == 0 { Vec::new() } else { Vec::with_capacity(PART) });
+            self.parts.push(Vec::new());
         }
-        if let Some(last) = self.parts.last_mut() {
-            last.push(Some(item));
+        let last = self.parts.last_mut().expect("there is one now");
+        if last.len() == last.capacity() && index >= FEW {
+            last.reserve_exact(PART - last.len());
+            let small = if index < PART { SMALL.saturating_sub(last.len()) } else { 0 };
+            memcache_pages::want_huge(&mut last.spare_capacity_mut()[small..]);
         }
+        last.push(Some(item));
         Slot::new(index)
     }
 
@@ -162,6 +177,17 @@ impl<T> IndexMut<Slot<T>> for Slab<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_few_items_take_no_whole_part() {
+        let mut slab = Slab::new();
+        for number in 0..FEW {
+            slab.insert(number);
+        }
+        assert!(slab.parts[0].capacity() < 2 * FEW);
+        slab.insert(FEW);
+        assert_eq!(slab.parts[0].capacity(), PART);
+    }
 
     #[test]
     fn items_of_all_parts_are_found_walked_and_replaced() {

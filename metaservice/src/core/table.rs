@@ -99,10 +99,10 @@ impl<T> Table<T> {
         }
     }
 
-    /// Adds a slot; `hash_of` tells the hash of any slot in the table.
-    pub(super) fn insert(&mut self, hash: u64, slot: Slot<T>, hash_of: impl Fn(Slot<T>) -> u64) {
+    /// Adds a slot; `hashes_of` tells the hashes of slots in the table.
+    pub(super) fn insert(&mut self, hash: u64, slot: Slot<T>, hashes_of: impl FnOnce(&[Slot<T>]) -> Vec<u64>) {
         if self.len >= self.lines.len() * FILL {
-            self.grow(hash_of);
+            self.grow(hashes_of);
         }
         self.add(hash, slot);
         self.len += 1;
@@ -122,13 +122,11 @@ impl<T> Table<T> {
         }
     }
 
-    fn grow(&mut self, hash_of: impl Fn(Slot<T>) -> u64) {
+    fn grow(&mut self, hashes_of: impl FnOnce(&[Slot<T>]) -> Vec<u64>) {
         let lines = (0..self.lines.len() * 2).map(|_| Line::new()).collect();
         let old = std::mem::replace(&mut self.lines, lines);
-        // All hashes first: each comes from another place in memory, and so they are waited for together.
         let slots: Vec<_> = old.iter().flat_map(|line| line.slots).flatten().collect();
-        let hashes: Vec<_> = slots.iter().map(|slot| hash_of(*slot)).collect();
-        for (hash, slot) in hashes.into_iter().zip(slots) {
+        for (hash, slot) in hashes_of(&slots).into_iter().zip(slots) {
             self.add(hash, slot);
         }
     }
@@ -170,7 +168,7 @@ mod tests {
                 slab.remove(slot);
             } else {
                 let slot = slab.insert(number);
-                table.insert(hash_of(number), slot, |other| hash_of(slab[other]));
+                table.insert(hash_of(number), slot, |all| all.iter().map(|other| hash_of(slab[*other])).collect());
                 model.insert(number, slot);
             }
             if step.is_multiple_of(50) {

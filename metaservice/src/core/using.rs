@@ -24,29 +24,32 @@ impl Second {
 }
 
 impl Core {
-    pub(super) fn use_of(&self, entry: Slot<Entry>, object: Slot<Object>) -> Use {
+    /// A use of an object whose key has this hash.
+    pub(super) fn use_of(&self, hash: u64, object: Slot<Object>) -> Use {
         let bytes = self.objects[object].extent_bytes();
-        Use { now: self.now, hash: self.index.get(entry).hash(), bytes, keys: self.readable }
+        Use { now: self.now, hash, bytes, keys: self.readable }
     }
 
     /// Gives a new object its mark; it is in no list yet. A further replica of a key has that of the others.
     pub(super) fn count_seal(&mut self, slot: Slot<Object>) {
         let Some(entry) = self.objects[slot].entry else { return };
         let known = self.chain(entry).map(|other| self.objects[other].mark()).max().unwrap_or(0);
-        let mark = if known > 0 { known } else { self.policy.sealed(self.use_of(entry, slot)) };
+        let hash = || self.index.get(entry).hash();
+        let mark = if known > 0 { known } else { self.policy.sealed(self.use_of(hash(), slot)) };
         self.objects[slot].set_mark(mark);
     }
 
-    /// Marks all replicas of a key as used just now. Those under a lease, which is a use, move when it ends.
-    pub(super) fn touch(&mut self, entry: Slot<Entry>) {
-        let Some(mark) = self.count_use(entry) else { return };
+    /// Marks all replicas of a key with this hash as used just now. Those under a lease, which is a use, move when it ends.
+    pub(super) fn touch(&mut self, entry: Slot<Entry>, hash: u64) {
+        let Some(mark) = self.count_use(entry, hash) else { return };
         let mut next = self.index.get(entry).object;
         while let Some(slot) = next {
             next = self.objects[slot].sibling;
             if self.is_idle(slot) && self.policy.moves() {
-                self.leave_idle(slot);
+                let among = self.shelf_of(slot);
+                self.leave_idle_of(slot, among);
                 self.objects[slot].set_mark(mark);
-                self.make_idle(slot);
+                self.make_idle_of(slot, among);
             } else {
                 let number = self.next_use();
                 let object = &mut self.objects[slot];
@@ -58,21 +61,21 @@ impl Core {
         }
     }
 
-    /// Marks keys as used just now, the first of them last.
-    pub(super) fn touch_all(&mut self, entries: &[Slot<Entry>]) {
+    /// Marks keys, each with its hash, as used just now, the first of them last.
+    pub(super) fn touch_all(&mut self, entries: &[(Slot<Entry>, u64)]) {
         for some in entries.rchunks(CHUNK) {
-            self.warm_moves(some);
-            for entry in some.iter().rev() {
-                self.touch(*entry);
+            self.warm_moves(some.iter().map(|(entry, _)| *entry));
+            for (entry, hash) in some.iter().rev() {
+                self.touch(*entry, *hash);
             }
         }
     }
 
     /// Reads what moving the first replicas of some keys in their lists will need: themselves and their neighbours.
-    pub(super) fn warm_moves(&self, entries: &[Slot<Entry>]) {
+    pub(super) fn warm_moves(&self, entries: impl Iterator<Item = Slot<Entry>>) {
         let mut objects = [None; CHUNK];
         for (object, entry) in objects.iter_mut().zip(entries) {
-            *object = self.index.get(*entry).object;
+            *object = self.index.get(entry).object;
         }
         let mut beside = [[None; 2]; CHUNK];
         for (beside, object) in beside.iter_mut().zip(objects.iter().flatten()) {
@@ -82,8 +85,8 @@ impl Core {
     }
 
     /// Gives the replicas of a key that a reader has just leased the mark of one more use.
-    pub(super) fn count_read(&mut self, entry: Slot<Entry>) {
-        let Some(mark) = self.count_use(entry) else { return };
+    pub(super) fn count_read(&mut self, entry: Slot<Entry>, hash: u64) {
+        let Some(mark) = self.count_use(entry, hash) else { return };
         let mut next = self.index.get(entry).object;
         while let Some(slot) = next {
             next = self.objects[slot].sibling;
@@ -94,12 +97,16 @@ impl Core {
     }
 
     /// The mark of a readable key that is used now.
-    fn count_use(&mut self, entry: Slot<Entry>) -> Option<Mark> {
+    fn count_use(&mut self, entry: Slot<Entry>, hash: u64) -> Option<Mark> {
         let first = self.index.get(entry).object?;
         if self.now.since(self.second.from) >= SOON_MS {
             self.second = Second { from: self.now, first: self.uses + 1 };
         }
-        let (used, before) = (self.objects[first].used(), self.objects[first].mark());
-        Some(self.policy.used(self.use_of(entry, first), before, used >= self.second.first))
+        let object = &self.objects[first];
+        let mark = object.mark();
+        if object.used() >= self.second.first {
+            return Some(mark);
+        }
+        Some(self.policy.used(self.use_of(hash, first), mark))
     }
 }

@@ -18,6 +18,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("memcache-config", &["memcache-types"]),
     ("memcache-proto", &["memcache-types"]),
     ("memcache-mailbox", &[]),
+    ("memcache-pages", &[]),
     ("memcache-memory", &["memcache-types"]),
     ("memcache-transport", &["memcache-memory", "memcache-types"]),
     ("memcache-device", &["memcache-memory", "memcache-types"]),
@@ -35,7 +36,7 @@ const MAY_NAME: &[(&str, &[&str])] = &[
             "memcache-types",
         ],
     ),
-    ("memcache-meta", &["memcache-config", "memcache-mailbox", "memcache-proto", "memcache-types"]),
+    ("memcache-meta", &["memcache-config", "memcache-mailbox", "memcache-pages", "memcache-proto", "memcache-types"]),
     (
         "memcache-python",
         &[

@@ -35,10 +35,7 @@ impl Policy for Adaptive {
         mark
     }
 
-    fn used(&mut self, usage: Use, mark: Mark, soon: bool) -> Mark {
-        if soon {
-            return mark;
-        }
+    fn used(&mut self, usage: Use, mark: Mark) -> Mark {
         let mark = mark.saturating_add(1).min(MARK_MAX);
         self.tracker.watch(usage, mark);
         mark

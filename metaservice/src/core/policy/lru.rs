@@ -16,7 +16,7 @@ impl Policy for Lru {
         0
     }
 
-    fn used(&mut self, _: Use, mark: Mark, _: bool) -> Mark {
+    fn used(&mut self, _: Use, mark: Mark) -> Mark {
         mark
     }
 

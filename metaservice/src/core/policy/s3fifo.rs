@@ -31,10 +31,7 @@ impl Policy for S3Fifo {
         if self.ghosts.take(seal.hash, seal.keys).is_some() { MAIN } else { 0 }
     }
 
-    fn used(&mut self, _: Use, mark: Mark, soon: bool) -> Mark {
-        if soon {
-            return mark;
-        }
+    fn used(&mut self, _: Use, mark: Mark) -> Mark {
         mark & MAIN | (mark & USES_MAX).saturating_add(1).min(USES_MAX)
     }
 

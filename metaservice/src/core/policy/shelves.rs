@@ -2,7 +2,7 @@
 
 use super::Mark;
 use crate::core::Millis;
-use crate::core::list::{Linked, List};
+use crate::core::list::{Linked, List, unlink_inner};
 use crate::core::slab::{Slab, Slot};
 
 /// An item that can stand on [`Shelves`].
@@ -88,6 +88,10 @@ impl<T: Shelved> Shelves<T> {
     pub(in crate::core) fn unlink(&mut self, slab: &mut Slab<T>, slot: Slot<T>) {
         let row = &mut self.rows[(self.shelf_of)(slab[slot].mark())];
         row.bytes -= slab[slot].bytes();
+        // Most items stand among others, and then it does not matter in which span.
+        if unlink_inner(slab, slot) {
+            return;
+        }
         let used = slab[slot].used();
         let position = row.spans.partition_point(|span| span.first <= used);
         // Every item stands in the last span that began with its use or before it.
