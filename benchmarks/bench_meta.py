@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench_transfer import SHAPES, Program, cache_of, show
+from bench_transfer import SHAPES, Program, cache_of, show, warm_up
 
 import memcache
 
@@ -177,13 +177,6 @@ def reserve_and_seal(store: memcache.Store, objects: int, calls: int) -> Row:
     return found
 
 
-def warm_up(store: memcache.Store) -> None:
-    """One put maps the pool; entering its pages into this process's tables then takes a while in the background."""
-    store.put(b"warm", b"x")
-    store.remove(b"warm")
-    time.sleep(WARM_S)
-
-
 def listed(parts: dict[str, float]) -> str:
     return ", ".join(f"{name} {value:.2f}" for name, value in parts.items())
 
@@ -337,7 +330,7 @@ def run(counts: list[int], calls: int) -> dict[str, Any]:
     ):
         address = meta.line.split()[-1]
         empty = resident_bytes(meta.process.pid)
-        warm_up(store)
+        warm_up(store, WARM_S)
         rows += small_objects(store, calls)
         rows.append(one_block(store, max(calls // 10, 100)))
         have = 0

@@ -19,11 +19,12 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use memcache_config::{Endpoint, MetaConfig};
+use memcache_mailbox::take_short_turns;
 use memcache_types::Epoch;
 use parking_lot::{Condvar, Mutex};
 use tokio::runtime::{Builder, Runtime};
 use tokio::sync::watch;
-use tracing::{error, info};
+use tracing::{debug, error, info};
 
 use self::listen::{Listener, bind_doorman};
 use self::service::Book;
@@ -83,6 +84,10 @@ impl MetaServer {
             .spawn(move || {
                 // Last to be dropped: "ended" also means that the address is free again.
                 let _guard = guard;
+                // All clients wait for this thread, each time for microseconds.
+                if let Err(error) = take_short_turns() {
+                    debug!(%error, "the service has turns as long as everybody's");
+                }
                 run(&runtime, listener, &book, stopped);
                 runtime.shutdown_timeout(Duration::from_millis(100));
             })

@@ -7,6 +7,8 @@
 //!
 //! The socket is also the sign of life: the end of a process is seen there. Memory says nothing of it.
 //!
+//! An end is as quick as its thread has its turn: a thread that others wait for asks for [short ones](take_short_turns).
+//!
 //! Neither end trusts the other. An end keeps its own place in both rings for itself and only tells it; what the other
 //! says is checked against it each time, and bytes are copied out before anybody looks at them.
 
@@ -14,10 +16,12 @@ mod end;
 mod error;
 mod memory;
 mod socket;
+mod turns;
 
 pub use end::{Change, End};
 pub use error::MailboxError;
 pub use socket::{is_trusted, pass, receive, ring, watch};
+pub use turns::take_short_turns;
 
 /// Bytes that one ring holds. Longer messages flow through it.
 pub const RING_BYTES: usize = 64 << 10;
