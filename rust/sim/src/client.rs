@@ -1,7 +1,6 @@
 //! A client: reserves, writes and seals; locates, reads and lets go. As `memcache-client` does, one batch at a time.
 
 mod copy;
-mod floor;
 mod forget;
 
 use std::collections::BTreeMap;
@@ -11,7 +10,6 @@ use memcache_types::extent_bytes;
 
 pub use self::copy::Damage;
 use self::copy::{Reading, Ticket, Writing};
-use self::floor::Raising;
 use self::forget::Forgetting;
 use crate::invariants::Violation;
 use crate::ledger::Ledger;
@@ -55,9 +53,6 @@ enum Op {
     Remove,
     Forget(Forgetting),
     AskTold(Forgetting),
-    RemoveAll,
-    Raise(Raising),
-    AskSame(Raising),
     /// Anything whose answer is not acted on.
     Other,
 }
@@ -68,7 +63,6 @@ enum Copy {
     Write(Writing),
     Read(Reading),
     Forget(Forgetting),
-    Raise(Raising),
 }
 
 /// What a client can reach.
@@ -192,7 +186,6 @@ impl Client {
             Op::Write(writing) => self.write(reach, writing),
             Op::Read(reading) => return self.read(reach, reading),
             Op::Forget(forgetting) => return self.forget(reach, ledger, forgetting),
-            Op::Raise(raising) => return self.raise(reach, ledger, raising),
             Op::Describe(Copy::Write(writing)) => {
                 // Nothing was written: the space may go to anybody.
                 let reservations = writing.reservations();
@@ -201,12 +194,10 @@ impl Client {
             }
             Op::Reserve { .. }
             | Op::Locate { .. }
-            | Op::Describe(Copy::Read(_) | Copy::Forget(_) | Copy::Raise(_))
+            | Op::Describe(Copy::Read(_) | Copy::Forget(_))
             | Op::Seal { .. }
             | Op::Remove
             | Op::AskTold(_)
-            | Op::RemoveAll
-            | Op::AskSame(_)
             | Op::Other => self.rest(reach.net, 5),
         }
         Ok(())
@@ -228,7 +219,7 @@ impl Client {
         let all = net.scenario.keys;
         let keys: Vec<u64> = (0..count).map(|_| net.rng.below(all)).collect();
         if net.scenario.clears && net.rng.chance(2) {
-            return self.ask(net, request::Body::RemoveAll(pb::RemoveAll {}), Op::RemoveAll);
+            return self.ask(net, request::Body::RemoveAll(pb::RemoveAll {}), Op::Remove);
         }
         match net.rng.below(100) {
             0..45 => {
@@ -307,16 +298,9 @@ impl Client {
                     self.pause(reach.net); // the book restarted meanwhile: this may not last
                 }
             }
-            (Op::RemoveAll, Some(reply::Body::RemoveAll(removed))) => {
-                let raising = Raising::new(answer.request_id, answer.epoch, &removed, reach.net.now);
-                self.describe(reach, Copy::Raise(raising));
-            }
-            (Op::AskSame(raising), Some(reply::Body::Describe(_))) => {
-                if raising.is_same(answer.epoch) {
-                    self.raise_soon(reach, raising.asked());
-                } else {
-                    self.pause(reach.net); // a later life may have been told of the objects before
-                }
+            (Op::Remove, Some(reply::Body::RemoveAll(removed))) => {
+                let forgetting = Forgetting::of_all(answer.request_id, answer.epoch, &removed, reach.net.now);
+                self.describe(reach, Copy::Forget(forgetting));
             }
             (Op::Seal { keys }, Some(reply::Body::Seal(sealed))) => {
                 let stored = sealed.outcomes.iter().filter(|outcome| is(**outcome, SealOutcome::Sealed.into())).count();
@@ -340,8 +324,7 @@ impl Client {
         let mut unknown: Vec<u64> = match &copy {
             Copy::Write(writing) => of(writing.pieces()),
             Copy::Read(reading) => of(reading.pieces()),
-            Copy::Forget(forgetting) => forgetting.records.iter().map(|(segment, ..)| *segment).collect(),
-            Copy::Raise(raising) => raising.segments(),
+            Copy::Forget(forgetting) => forgetting.segments(),
         };
         unknown.retain(|segment| !self.directory.contains_key(segment));
         if unknown.is_empty() {
@@ -357,7 +340,6 @@ impl Client {
             Copy::Write(writing) => Op::Write(writing),
             Copy::Read(reading) => Op::Read(reading),
             Copy::Forget(forgetting) => return self.forget_soon(reach, forgetting),
-            Copy::Raise(raising) => return self.raise_soon(reach, raising),
         };
         let late = copy::step_ms(net, u64::from(net.scenario.settings.reservation_ttl_ms));
         self.wake_after(net, late);

@@ -1,4 +1,5 @@
-//! Clears the records of what was removed, and waits for nodes that have not told what they hold.
+//! Makes removals last: records of what was removed are cleared, or a floor goes to every segment where all was. Then waits
+//! for nodes that have not told what they hold.
 
 use memcache_proto::pb::{self, request};
 
@@ -11,6 +12,22 @@ use crate::scenario::Sabotage;
 const PATIENCE_MS: u64 = 500;
 const PAUSE_MS: u64 = 10;
 
+/// What is left to be written to a segment.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    segment: u64,
+    offset: u64,
+    what: What,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum What {
+    /// Nothing in the place of a record, if it is still that of this generation.
+    Gone(u64),
+    /// This floor.
+    Floor(u64),
+}
+
 /// A removal that is to last.
 #[derive(Debug)]
 pub(super) struct Forgetting {
@@ -18,8 +35,7 @@ pub(super) struct Forgetting {
     request: u64,
     /// The life of the book that served it.
     epoch: u64,
-    /// Segment, offset and generation.
-    pub(super) records: Vec<(u64, u64, u64)>,
+    marks: Vec<Mark>,
     untold: Vec<u64>,
     asks: bool,
     until: u64,
@@ -27,10 +43,21 @@ pub(super) struct Forgetting {
 
 impl Forgetting {
     pub(super) fn new(request: u64, epoch: u64, reply: &pb::RemoveReply, now: u64) -> Self {
-        let places = reply.segments.iter().zip(&reply.offsets).zip(&reply.generations);
-        let records: Vec<_> = places.map(|((segment, offset), generation)| (*segment, *offset, *generation)).collect();
-        let asks = !records.is_empty() || !reply.untold.is_empty();
-        Self { request, epoch, records, untold: reply.untold.clone(), asks, until: now + PATIENCE_MS }
+        let gone = reply.generations.iter().map(|generation| What::Gone(*generation));
+        let marks = marks(&reply.segments, &reply.offsets, gone);
+        let asks = !marks.is_empty() || !reply.untold.is_empty();
+        Self { request, epoch, marks, untold: reply.untold.clone(), asks, until: now + PATIENCE_MS }
+    }
+
+    /// Everything was removed.
+    pub(super) fn of_all(request: u64, epoch: u64, reply: &pb::RemoveAllReply, now: u64) -> Self {
+        let marks = marks(&reply.segments, &reply.offsets, std::iter::repeat(What::Floor(reply.floor)));
+        let asks = !marks.is_empty();
+        Self { request, epoch, marks, untold: Vec::new(), asks, until: now + PATIENCE_MS }
+    }
+
+    pub(super) fn segments(&self) -> Vec<u64> {
+        self.marks.iter().map(|mark| mark.segment).collect()
     }
 
     /// The book described segments; whether it is the one that removed the keys.
@@ -41,23 +68,21 @@ impl Forgetting {
     }
 }
 
+fn marks(segments: &[u64], offsets: &[u64], what: impl Iterator<Item = What>) -> Vec<Mark> {
+    let places = segments.iter().zip(offsets).zip(what);
+    places.map(|((segment, offset), what)| Mark { segment: *segment, offset: *offset, what }).collect()
+}
+
 impl Client {
-    /// One step: a record is cleared, the book is asked, or all is done.
+    /// One step: a mark is written, the book is asked, or all is done.
     pub(super) fn forget(
         &mut self,
         reach: &mut Reach<'_>,
         ledger: &Ledger,
         mut forgetting: Forgetting,
     ) -> Result<(), Violation> {
-        if let Some((segment, offset, generation)) = forgetting.records.pop() {
-            let place = self.directory.get(&segment).copied();
-            let clears = reach.net.scenario.sabotage != Sabotage::RecordsLeft;
-            if let Some(slot) = place.and_then(|place| reach.memories.record(place, offset))
-                && clears
-                && slot.is_some_and(|record| record.generation == generation)
-            {
-                *slot = None;
-            }
+        if let Some(mark) = forgetting.marks.pop() {
+            self.write_mark(reach, mark);
             let ms = super::copy::step_ms(reach.net, PATIENCE_MS);
             self.op = Op::Forget(forgetting);
             self.wake_after(reach.net, ms);
@@ -71,6 +96,25 @@ impl Client {
             self.pause(reach.net);
         }
         Ok(())
+    }
+
+    fn write_mark(&self, reach: &mut Reach<'_>, mark: Mark) {
+        let Some(place) = self.directory.get(&mark.segment).copied() else { return };
+        match (mark.what, reach.net.scenario.sabotage) {
+            (What::Gone(_), Sabotage::RecordsLeft) | (What::Floor(_), Sabotage::FloorsLeft) => {}
+            (What::Gone(generation), _) => {
+                if let Some(slot) = reach.memories.record(place, mark.offset)
+                    && slot.is_some_and(|record| record.generation == generation)
+                {
+                    *slot = None;
+                }
+            }
+            (What::Floor(floor), _) => {
+                if let Some(memory) = reach.memories.memory(place) {
+                    memory.write_floor(mark.offset, floor);
+                }
+            }
+        }
     }
 
     pub(super) fn forget_soon(&mut self, reach: &mut Reach<'_>, forgetting: Forgetting) {
