@@ -139,8 +139,7 @@ impl Core {
         while let Some(slot) = next {
             let object = &self.objects[slot];
             next = object.sibling;
-            let segment = object.segment.map(|segment| &self.segments[segment]);
-            let Some(segment) = segment.filter(|segment| !segment.gone) else { continue };
+            let Some(segment) = self.live_segment(object) else { continue };
             let is_first = reply.found.len() == position;
             if !is_first && self.leased + objects.len() >= LEASED_MAX {
                 return;

@@ -60,16 +60,17 @@ impl Core {
 
     /// Whether an object can be read: its node is there.
     pub(super) fn is_live(&self, slot: Slot<Object>) -> bool {
-        self.segment_of(slot).is_some_and(|segment| !segment.gone)
+        self.live_segment(&self.objects[slot]).is_some()
     }
 
-    fn segment_of(&self, slot: Slot<Object>) -> Option<&Segment> {
-        self.objects[slot].segment.map(|segment| &self.segments[segment])
+    /// The segment of an object, if its node is there.
+    pub(super) fn live_segment(&self, object: &Object) -> Option<&Segment> {
+        object.segment.map(|segment| &self.segments[segment]).filter(|segment| !segment.gone)
     }
 
     /// The node of a replica, if that is there.
     pub(super) fn node_of(&self, slot: Slot<Object>) -> Option<Slot<Node>> {
-        self.segment_of(slot).filter(|segment| !segment.gone).map(|segment| segment.node)
+        self.live_segment(&self.objects[slot]).map(|segment| segment.node)
     }
 
     /// Whether a replica can be read and stays: its node is there and is not being drained.

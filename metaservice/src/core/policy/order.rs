@@ -83,6 +83,7 @@ impl Order {
 mod tests {
     use super::*;
     use crate::core::list::{Links, linked};
+    use crate::core::policy::shelves::shelved;
     use crate::core::policy::{MARK_MAX, Mark};
 
     #[derive(Debug)]
@@ -90,34 +91,18 @@ mod tests {
         links: Links<Item>,
         used: u64,
         mark: Mark,
+        bytes: u64,
     }
 
     linked!(Item);
-
-    impl Shelved for Item {
-        fn used(&self) -> u64 {
-            self.used
-        }
-
-        fn mark(&self) -> Mark {
-            self.mark
-        }
-
-        fn set_mark(&mut self, mark: Mark) {
-            self.mark = mark;
-        }
-
-        fn bytes(&self) -> u64 {
-            100
-        }
-    }
+    shelved!(Item);
 
     /// The marks of what goes, one after the other, from shelves that hold items of these marks, oldest first.
     fn victims(order: Order, mut shelves: Shelves<Item>, marks: &[Mark]) -> Vec<(u64, Mark)> {
         let mut slab = Slab::new();
         let at = |used: u64| Millis::new(used * 3000);
         for (used, mark) in (1..).zip(marks) {
-            let slot = slab.insert(Item { links: Links::new(), used, mark: *mark });
+            let slot = slab.insert(Item { links: Links::new(), used, mark: *mark, bytes: 100 });
             shelves.push(&mut slab, slot, at(used));
         }
         let less_with_age = |age: u64| 1e3 / f64::from(u32::try_from(age).unwrap_or(u32::MAX));

@@ -15,6 +15,30 @@ pub(in crate::core) trait Shelved: Linked {
     fn bytes(&self) -> u64;
 }
 
+/// [`Shelved`] for an item that has all of it in fields.
+macro_rules! shelved {
+    ($item:ty) => {
+        impl $crate::core::policy::Shelved for $item {
+            fn used(&self) -> u64 {
+                self.used
+            }
+
+            fn mark(&self) -> $crate::core::policy::Mark {
+                self.mark
+            }
+
+            fn set_mark(&mut self, mark: $crate::core::policy::Mark) {
+                self.mark = mark;
+            }
+
+            fn bytes(&self) -> u64 {
+                self.bytes
+            }
+        }
+    };
+}
+pub(super) use shelved;
+
 /// Objects of one class that were used about the same time, from newest to oldest.
 #[derive(Debug)]
 struct Span<T> {

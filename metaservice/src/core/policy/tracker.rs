@@ -10,7 +10,7 @@ use hashbrown::HashTable;
 
 use super::hazard::{BUCKETS, Hazards, class_of};
 use super::order::{ORDERS, Order};
-use super::shelves::{Shelved, Shelves};
+use super::shelves::{Shelves, shelved};
 use super::{Mark, Use};
 use crate::core::Millis;
 use crate::core::list::{Links, linked};
@@ -50,24 +50,7 @@ struct Played {
 }
 
 linked!(Played);
-
-impl Shelved for Played {
-    fn used(&self) -> u64 {
-        self.used
-    }
-
-    fn mark(&self) -> Mark {
-        self.mark
-    }
-
-    fn set_mark(&mut self, mark: Mark) {
-        self.mark = mark;
-    }
-
-    fn bytes(&self) -> u64 {
-        self.bytes
-    }
-}
+shelved!(Played);
 
 /// A cache that is played with the sample.
 #[derive(Debug)]
