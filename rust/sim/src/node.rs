@@ -295,7 +295,7 @@ impl Node {
             let (generation, origin, wanted) = (task.generation, task.origin, task.wanted);
             *slot = Some(Record { key, generation, origin, wanted, first: own, lines });
         }
-        let origin = reach.truth.origin_of.get(&generation).copied().unwrap_or(generation);
+        let origin = reach.truth.origin(generation);
         reach.truth.origin_of.insert(task.generation, origin);
         true
     }

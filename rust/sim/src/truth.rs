@@ -124,6 +124,11 @@ impl Truth {
         self.kept.remove(&generation);
     }
 
+    /// The put that the bytes of a writing come from: a copy's is that of what it copied.
+    pub fn origin(&self, generation: u64) -> u64 {
+        self.origin_of.get(&generation).copied().unwrap_or(generation)
+    }
+
     /// Every key that was ever put.
     pub fn all_keys(&self) -> Vec<u64> {
         self.key_of.values().copied().collect::<BTreeSet<_>>().into_iter().collect()

@@ -7,13 +7,12 @@ use crate::truth::Truth;
 /// The book refused, or was told all, and this was readable before: it is, or something that was put later.
 pub fn check(ledger: &Ledger, truth: &Truth, generation: u64) -> Result<(), Violation> {
     let Some(kept) = truth.kept.get(&generation) else { return Ok(()) };
-    let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
     // A put that was under way when its key was removed may take effect, and may not last; nor may copies of it.
-    if truth.removed_until.get(&kept.key).is_some_and(|until| origin(&generation) <= *until) {
+    if truth.removed_until.get(&kept.key).is_some_and(|until| truth.origin(generation) <= *until) {
         return Ok(());
     }
     let mut own = ledger.extents.iter().filter(|(_, extent)| extent.key == kept.key && extent.is_sealed());
-    hold("kept", own.any(|(other, _)| origin(other) >= origin(&generation)), || {
+    hold("kept", own.any(|(other, _)| truth.origin(*other) >= truth.origin(generation)), || {
         format!("{generation:x} of key {} is lost, which {:?} holds", kept.key, kept.place)
     })
 }

@@ -26,8 +26,8 @@ impl Ledger {
     /// Everything readable was removed whose bytes come from a put of this generation or an older one.
     pub(super) fn removed_up_to(&mut self, truth: &Truth, floor: u64) {
         self.floor = self.floor.max(floor);
-        let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
-        let covered = |(generation, extent): &(&u64, &mut Extent)| extent.is_sealed() && origin(generation) <= floor;
+        let covered =
+            |(generation, extent): &(&u64, &mut Extent)| extent.is_sealed() && truth.origin(**generation) <= floor;
         for (_, extent) in self.extents.iter_mut().filter(covered) {
             extent.state = State::Removed;
         }
@@ -107,11 +107,11 @@ impl Ledger {
             overlap::check_free(self, &new)?;
             truth.listed += 1;
             self.lowered = true;
-            let origin = |of: &u64| truth.origin_of.get(of).copied().unwrap_or(*of);
-            let own = origin(&generation);
+            let own = truth.origin(generation);
             // Of several puts the latest stays.
-            let other =
-                |(other, extent): &(&u64, &mut Extent)| extent.key == key && extent.is_sealed() && origin(other) != own;
+            let other = |(other, extent): &(&u64, &mut Extent)| {
+                extent.key == key && extent.is_sealed() && truth.origin(**other) != own
+            };
             let mut gone = Vec::new();
             for (older, extent) in self.extents.iter_mut().filter(other) {
                 extent.state = State::Removed;
