@@ -62,7 +62,8 @@ class StoreConfig:
     costs: str = ""
     """File with the costs of paths. Empty: measured when first needed, kept in the user's cache folder."""
     transfer_threads: int = 0
-    """Threads that copy for one call; 0: as many as cores, at most 4."""
+    """Threads that copy for one call, its own included; 0: as many as cores, at most 4, of which all but one rest while
+    more threads of the machine want to run than it has processors."""
     copy_kernel: str = "auto"
     """How large copies of host memory are made: ``"auto"``, ``"avx2-nt-lines"``, ``"avx2-nt-2-runs"`` or
     ``"avx512-nt-4-runs"``. The first store of a process that names one decides for all of it (docs/adr/0010)."""

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::crowd::Crowd;
 use crate::pace::Pace;
 use crate::tasks::{Task, TaskSet};
 
@@ -26,6 +27,8 @@ pub(crate) struct Workers {
     threads: usize,
     process: u32,
     pace: Arc<Pace>,
+    /// Whom they give way to; `None`: to nobody.
+    crowd: Option<Arc<Crowd>>,
     shared: Arc<Shared>,
     handles: Mutex<Vec<JoinHandle<()>>>,
 }
@@ -50,9 +53,9 @@ struct State {
 
 impl Workers {
     /// Workers whose threads start with the first job.
-    pub(crate) fn new(name: &'static str, threads: usize) -> Self {
+    pub(crate) fn new(name: &'static str, threads: usize, crowd: Option<Crowd>) -> Self {
         let (pace, shared, handles) = (Arc::default(), Arc::default(), Mutex::default());
-        Self { name, threads, process: std::process::id(), pace, shared, handles }
+        Self { name, threads, process: std::process::id(), pace, crowd: crowd.map(Arc::new), shared, handles }
     }
 
     pub(crate) fn threads(&self) -> usize {
@@ -75,8 +78,11 @@ impl Workers {
             return false;
         }
         for _ in 0..count.min(self.threads) {
-            let set = Arc::clone(set);
-            state.queues[kind as usize].push_back(Box::new(move || set.work()));
+            let (set, crowd) = (Arc::clone(set), self.crowd.clone());
+            state.queues[kind as usize].push_back(Box::new(move || match crowd {
+                Some(crowd) => set.help(&crowd),
+                None => set.work(),
+            }));
         }
         drop(state);
         if count == 1 {
@@ -168,7 +174,7 @@ mod tests {
 
     #[test]
     fn helpers_run_what_the_caller_leaves() {
-        let workers = Workers::new("test", 2);
+        let workers = Workers::new("test", 2, None);
         let count = Arc::new(AtomicUsize::new(0));
         for kind in [Kind::Load, Kind::Save].repeat(25) {
             let one = |_| {
@@ -187,7 +193,7 @@ mod tests {
 
     #[test]
     fn stop_waits_for_the_running_job_and_ends_the_queued_ones() {
-        let workers = Workers::new("test", 1);
+        let workers = Workers::new("test", 1, None);
         let (release, gate) = std::sync::mpsc::channel::<()>();
         let (started, start) = std::sync::mpsc::channel::<()>();
         let slow = Box::new(move || {

@@ -15,6 +15,7 @@ pub mod book;
 pub mod buffer;
 pub mod completion;
 mod connect;
+mod crowd;
 mod directory;
 mod errands;
 pub mod error;

@@ -71,6 +71,7 @@ impl StoreOptions {
             checksums,
             replicas,
             transfer_threads,
+            gives_way: config.transfer_threads == 0,
             kernel,
             path,
             costs,
@@ -177,9 +178,12 @@ mod tests {
         let options = StoreOptions::from_config(&config, endpoint);
         assert!(options.lend.is_none());
         assert!(options.transfer_threads >= 1);
+        assert!(options.gives_way);
         assert_eq!(options.checksums, Checksums::Always);
-        let config = StoreConfig { checksum: ChecksumPolicy::Sampled, checksum_one_in: 7, ..config };
+        let config =
+            StoreConfig { checksum: ChecksumPolicy::Sampled, checksum_one_in: 7, transfer_threads: 3, ..config };
         let options = StoreOptions::from_config(&config, options.endpoint);
         assert_eq!(options.checksums, Checksums::Sampled { one_in: 7 });
+        assert_eq!((options.transfer_threads, options.gives_way), (3, false));
     }
 }

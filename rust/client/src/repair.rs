@@ -83,7 +83,7 @@ impl Copier {
             fabric: Fabric::with_rdma(choice, rdma),
             directory: Directory::new(),
             // One thread, this one: copies for others must not take the cores from the engine.
-            crew: Crew { workers: Workers::new("memcache-repair-copy", 1), errands: Errands::new() },
+            crew: Crew { workers: Workers::new("memcache-repair-copy", 1, None), errands: Errands::new() },
             stats: Arc::default(),
             bytes_per_s: options.repair_bytes_per_s,
         }

@@ -69,6 +69,8 @@ counters! {
     get_locate_ns,
     /// Nanoseconds of them spent moving bytes, and checking them where that happens in the same pass.
     get_move_ns,
+    /// Times a thread that helps to copy rested for 200 us because others waited for a processor.
+    copy_rests,
     /// Prefix and existence lookups.
     lookups,
     /// Lookups that failed or timed out.

@@ -16,6 +16,7 @@ use memcache_types::{GetStatus, KeyBatch, NodeId, PutStatus};
 use crate::book::Book;
 use crate::buffer::Buffers;
 use crate::completion::Completion;
+use crate::crowd::Crowd;
 use crate::directory::Directory;
 use crate::errands::Errands;
 use crate::error::{InvalidCall, StoreError};
@@ -54,6 +55,8 @@ pub struct StoreOptions {
     pub replicas: usize,
     /// Threads that copy for one call, this one included; at least 1.
     pub transfer_threads: usize,
+    /// Whether those of them that help rest while more threads of this machine want to run than it has processors.
+    pub gives_way: bool,
     /// How this process copies much at a time; `None`: as suits the processor. The first store that names one decides.
     pub kernel: Option<Kernel>,
     /// Which path objects take.
@@ -123,16 +126,18 @@ impl Store {
             }
             None => None,
         };
+        let stats = Arc::default();
+        let crowd = options.gives_way.then(|| Crowd::new(&stats));
         let inner = Inner {
             book,
             fabric,
             directory: Directory::new(),
             crew: Crew {
-                workers: Workers::new("memcache-copy", options.transfer_threads.max(1)),
+                workers: Workers::new("memcache-copy", options.transfer_threads.max(1), crowd),
                 errands: Errands::new(),
             },
             flights: Arc::default(),
-            stats: Arc::default(),
+            stats,
             sums: Arc::new(Sums::new(options.checksums)),
             replicas: options.replicas,
             paths: Arc::new(Paths::new(options.path, options.staging, costs)),

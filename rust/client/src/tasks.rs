@@ -7,6 +7,8 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use crate::crowd::Crowd;
+
 /// A piece of work. Each carries its own deadline and ends by it.
 pub(crate) type Task = Box<dyn FnOnce() + Send>;
 
@@ -21,6 +23,8 @@ pub(crate) struct TaskSet {
     /// Tasks from here on are run by threads of their own; those before are for everybody who [works](Self::work).
     shared: usize,
     next: AtomicUsize,
+    /// Threads that run tasks for everybody, or are about to.
+    present: AtomicUsize,
     open: AtomicUsize,
     then: Mutex<Option<Task>>,
     has_ended: AtomicBool,
@@ -35,6 +39,7 @@ impl TaskSet {
         Self {
             shared: count,
             next: AtomicUsize::new(0),
+            present: AtomicUsize::new(0),
             open: AtomicUsize::new(tasks.len()),
             then: Mutex::new(Some(then)),
             has_ended: AtomicBool::new(false),
@@ -51,14 +56,46 @@ impl TaskSet {
 
     /// Runs tasks for everybody until all of them have begun.
     pub(crate) fn work(&self) {
-        loop {
-            let at = self.next.fetch_add(1, Ordering::Relaxed);
-            if at >= self.shared {
-                break;
+        self.present.fetch_add(1, Ordering::Relaxed);
+        while self.run_next() {}
+        self.end_if_empty();
+    }
+
+    /// As [`work`](Self::work), but others come first: where threads wait for a processor while another works on the
+    /// set, this one gives way, and rests as long as that is not enough.
+    pub(crate) fn help(&self, crowd: &Crowd) {
+        self.present.fetch_add(1, Ordering::Relaxed);
+        while !self.have_begun() {
+            if crowd.waits() && self.present.load(Ordering::Relaxed) > 1 {
+                std::thread::yield_now();
+                if crowd.waits_now() && self.leave() {
+                    crowd.rest();
+                    self.present.fetch_add(1, Ordering::Relaxed);
+                    continue;
+                }
             }
-            self.run(at);
+            self.run_next();
         }
         self.end_if_empty();
+    }
+
+    fn run_next(&self) -> bool {
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        if at < self.shared {
+            self.run(at);
+        }
+        at < self.shared
+    }
+
+    /// Whether all tasks for everybody have begun.
+    fn have_begun(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.shared
+    }
+
+    /// Leaves the rest to the other threads that are present; false if there are none.
+    fn leave(&self) -> bool {
+        let others = |present: usize| (present > 1).then(|| present - 1);
+        self.present.fetch_update(Ordering::Relaxed, Ordering::Relaxed, others).is_ok()
     }
 
     /// Runs whatever has not begun, also tasks that would have had a thread of their own.
@@ -131,6 +168,9 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
+    use crate::stats::Stats;
+
+    const LONG: Duration = Duration::from_secs(10);
 
     fn counting(count: &Arc<AtomicUsize>, tasks: usize) -> Vec<Task> {
         let one = |_| {
@@ -162,6 +202,60 @@ mod tests {
             assert!(set.wait_until(Some(Instant::now() + Duration::from_secs(10))));
         });
         assert_eq!((count.load(Ordering::Relaxed), seen.load(Ordering::Relaxed)), (57, 57));
+    }
+
+    /// A machine on which threads always wait for a processor.
+    fn crowd(stats: &Arc<Stats>) -> Crowd {
+        let file = rustix::fs::memfd_create("loadavg", rustix::fs::MemfdFlags::CLOEXEC).unwrap();
+        rustix::io::pwrite(&file, b"0.00 0.00 0.00 2/9 1\n", 0).unwrap();
+        Crowd::of(Some(file.into()), 1, stats)
+    }
+
+    #[test]
+    fn a_helper_rests_while_others_wait_and_another_works() {
+        let (count, stats) = (Arc::new(AtomicUsize::new(0)), Arc::new(Stats::default()));
+        let crowd = crowd(&stats);
+        let rests = || stats.copy_rests.load(Ordering::Relaxed);
+        // Begins once the helper rests, so that only the helper could have run the others before.
+        let mut tasks: Vec<Task> = counting(&count, 50);
+        let (told, rested) = std::sync::mpsc::channel();
+        let (go, gate) = std::sync::mpsc::channel();
+        tasks.insert(
+            0,
+            Box::new(move || {
+                told.send(()).unwrap();
+                gate.recv_timeout(LONG).unwrap();
+            }),
+        );
+        let set = TaskSet::new(tasks, Vec::new(), Box::new(|| {}));
+        std::thread::scope(|scope| {
+            scope.spawn(|| set.work());
+            rested.recv_timeout(LONG).unwrap();
+            scope.spawn(|| set.help(&crowd));
+            let until = Instant::now() + LONG;
+            while rests() < 3 && Instant::now() < until {
+                std::thread::yield_now();
+            }
+            assert_eq!(count.load(Ordering::Relaxed), 0, "the helper worked");
+            go.send(()).unwrap();
+            assert!(set.wait_until(Some(until)));
+        });
+        assert_eq!(count.load(Ordering::Relaxed), 50);
+        assert!(rests() >= 3);
+    }
+
+    #[test]
+    fn helpers_without_a_caller_do_all_whoever_waits() {
+        let (count, stats) = (Arc::new(AtomicUsize::new(0)), Arc::new(Stats::default()));
+        let crowd = crowd(&stats);
+        for helpers in 1..4 {
+            let set = TaskSet::new(counting(&count, 50), Vec::new(), Box::new(|| {}));
+            std::thread::scope(|scope| {
+                (0..helpers).for_each(|_| drop(scope.spawn(|| set.help(&crowd))));
+                assert!(set.wait_until(Some(Instant::now() + LONG)));
+            });
+        }
+        assert_eq!(count.load(Ordering::Relaxed), 150);
     }
 
     #[test]

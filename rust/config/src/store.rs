@@ -47,7 +47,7 @@ component! {
     path: TransferPath = TransferPath::Auto, "\"auto\", \"0\", \"1\", \"2\" or \"3\"", |_| true;
     /// File with the costs of paths. Empty: measured when first needed and kept in the user's cache folder.
     costs: String = String::new(), "a path or empty", |_| true;
-    /// Threads that move bytes. 0: as many as cores, at most 4.
+    /// Threads that copy for one call, its own included. 0: as many as cores, at most 4, of which all but one rest while more threads of the machine want to run than it has processors. Another number: that many, always.
     transfer_threads: u64 = 0, "0 to 256", |threads| *threads <= 256;
     /// How large copies of host memory are made. "auto": as a trial of a millisecond at the first one says. The first store of a process that names one decides for all of it; one that the processor does not have is left.
     copy_kernel: CopyKernel = CopyKernel::Auto, "\"auto\", \"avx2-nt-lines\", \"avx2-nt-2-runs\" or \"avx512-nt-4-runs\"", |_| true;
