@@ -154,7 +154,23 @@ impl Core {
             let outcome = self.reserve_one(client, key, payload_bytes, request, wish, &mut reply);
             reply.outcomes.push(outcome.err().unwrap_or(ReserveOutcome::Reserved));
         }
+        self.touch_present(request.keys, &reply.outcomes);
         Ok(reply)
+    }
+
+    /// Touches the keys that were there once more, as the chain they are. Each was touched when its turn came, so that the
+    /// room for those behind it was not made from it.
+    fn touch_present(&mut self, keys: &KeyBatch, outcomes: &[ReserveOutcome]) {
+        let present = keys.iter().zip(outcomes).filter(|(_, outcome)| **outcome == ReserveOutcome::ReservePresent);
+        let known = present.filter_map(|(key, _)| {
+            let entry = self.index.find(key)?;
+            let known = self.index.get(entry);
+            known.object.map(|_| (entry, known.hash()))
+        });
+        let entries: Vec<_> = known.collect();
+        if entries.len() > 1 {
+            self.touch_all(&entries);
+        }
     }
 
     fn check_reservation_limits(&self, client: ClientId, more: usize) -> Result<(), Refusal> {

@@ -82,7 +82,11 @@ pub(super) fn batch<K: AsRef<[u8]>>(keys: &[K]) -> KeyBatch {
 impl Pool {
     /// A pool of nodes 1, 2, ... that lend one segment of so many bytes each.
     pub(super) fn new(segments: &[u64]) -> Self {
-        let core = Core::new(SETTINGS, Epoch::new(1000), Millis::new(0));
+        Self::of(SETTINGS, segments)
+    }
+
+    pub(super) fn of(settings: Settings, segments: &[u64]) -> Self {
+        let core = Core::new(settings, Epoch::new(1000), Millis::new(0));
         let mut pool = Self { core, now: 0, effects: Vec::new() };
         for (node, bytes) in (1..).zip(segments) {
             pool.join(node, 1, *bytes, 0).unwrap();

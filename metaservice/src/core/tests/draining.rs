@@ -11,15 +11,6 @@ fn name(number: u64) -> String {
     format!("key {number}")
 }
 
-fn pool_with(policy: EvictionPolicy, segments: &[u64]) -> Pool {
-    let core = Core::new(Settings { policy, ..SETTINGS }, Epoch::new(1000), Millis::new(0));
-    let mut pool = Pool { core, now: 0, effects: Vec::new() };
-    for (node, bytes) in (1..).zip(segments) {
-        pool.join(node, 1, *bytes, 0).unwrap();
-    }
-    pool
-}
-
 /// Three full nodes with fifteen keys each, in turn: key 0 is the coldest, and on node 1 as every third after it.
 fn full() -> Pool {
     let mut pool = Pool::new(&[MIB; 3]);
@@ -193,7 +184,7 @@ fn a_drain_that_evicts_joins_free_pieces_for_a_long_object() {
 fn a_drain_that_evicts_ends_whatever_goes_on_meanwhile() {
     for seed in 0..60_u64 {
         let policy = [EvictionPolicy::Lru, EvictionPolicy::S3Fifo, EvictionPolicy::Adaptive][seed as usize % 3];
-        let mut pool = pool_with(policy, &[MIB; 3]);
+        let mut pool = Pool::of(Settings { policy, ..SETTINGS }, &[MIB; 3]);
         let mut state = seed;
         let mut below = |limit: u64| {
             state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);

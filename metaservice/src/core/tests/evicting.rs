@@ -1,4 +1,4 @@
-use ReserveOutcome::{ReserveNoSpace, Reserved};
+use ReserveOutcome::{ReserveNoSpace, ReservePresent, Reserved};
 use memcache_types::payload_bytes_max;
 
 use super::*;
@@ -47,6 +47,21 @@ fn a_chain_is_dropped_from_its_tail() {
     pool.pass(LEASE);
     pool.put(&["z"], QUARTER);
     assert_eq!(pool.prefix(&["0", "1", "2"]), (2, 2));
+}
+
+#[test]
+fn a_chain_that_is_put_again_is_dropped_from_its_tail() {
+    for policy in [EvictionPolicy::Lru, EvictionPolicy::Adaptive] {
+        let mut pool = Pool::of(Settings { policy, ..SETTINGS }, &[MIB]);
+        let chain = ["0", "1", "2", "3"];
+        pool.put(&chain, QUARTER);
+        assert_eq!(pool.reserve(&chain, QUARTER).outcomes, [ReservePresent; 4]);
+        pool.put(&["x"], QUARTER);
+        pool.put(&["y"], QUARTER);
+        assert_eq!(pool.prefix(&chain), (2, 2), "{policy:?}");
+        // What is there is not taken to make room for what comes behind it in the same call.
+        assert_eq!(pool.reserve(&chain, QUARTER).outcomes[..3], [ReservePresent, ReservePresent, Reserved]);
+    }
 }
 
 #[test]

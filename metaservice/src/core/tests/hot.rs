@@ -8,13 +8,8 @@ const BYTES: u64 = 1000;
 
 /// A pool whose hot keys may have extra replicas of so many extents of [`BYTES`].
 fn pool(segments: &[u64], extras: u64) -> Pool {
-    let settings = Settings { hot_replica_bytes: extras * extent_bytes(BYTES), node_dead_ms: 1 << 30, ..SETTINGS };
-    let core = Core::new(settings, Epoch::new(1000), Millis::new(0));
-    let mut pool = Pool { core, now: 0, effects: Vec::new() };
-    for (node, bytes) in (1..).zip(segments) {
-        pool.join(node, 1, *bytes, 0).unwrap();
-    }
-    pool
+    let hot_replica_bytes = extras * extent_bytes(BYTES);
+    Pool::of(Settings { hot_replica_bytes, node_dead_ms: 1 << 30, ..SETTINGS }, segments)
 }
 
 /// A client of a node reads a key so many times.
@@ -279,12 +274,8 @@ proptest! {
     fn no_calls_break_the_budget_or_the_book(steps in prop::collection::vec(step(), 1..80)) {
         let budget = 300_000;
         let settings = Settings { hot_replica_bytes: budget, node_dead_ms: 1 << 30, ..SETTINGS };
-        let core = Core::new(settings, Epoch::new(1000), Millis::new(0));
-        let mut pool = Pool { core, now: 0, effects: Vec::new() };
+        let mut pool = Pool::of(settings, &[MIB; 4]);
         let mut lives = [1u64; 5];
-        for node in 1..5 {
-            pool.join(node, 1, MIB, 0).unwrap();
-        }
         for step in steps {
             let life = match step {
                 Step::Repair { node } => lives[node as usize],

@@ -8,12 +8,7 @@ const POLICIES: [EvictionPolicy; 3] = [EvictionPolicy::Adaptive, EvictionPolicy:
 const SLICE: u64 = MIB / 16 - 64;
 
 fn pool_of(policy: EvictionPolicy) -> Pool {
-    let core = Core::new(Settings { policy, ..SETTINGS }, Epoch::new(1000), Millis::new(0));
-    let mut pool = Pool { core, now: 0, effects: Vec::new() };
-    for node in 1..3 {
-        pool.join(node, 1, MIB, 0).unwrap();
-    }
-    pool
+    Pool::of(Settings { policy, ..SETTINGS }, &[MIB; 2])
 }
 
 /// Lets time pass in which the nodes are heard.
