@@ -184,7 +184,10 @@ fn draw_epoch(address: &Endpoint, has_mailboxes: bool) -> (Epoch, Option<UnixLis
 fn run(runtime: &Runtime, listener: Listener, book: &Arc<Book>, stopped: watch::Receiver<bool>) {
     let outcome: io::Result<()> = runtime.block_on(async {
         let ticks = tokio::spawn(tick(Arc::clone(book), stopped.clone()));
-        let served = listener.serve(Arc::clone(book), stopped).await;
+        let served = tokio::select! {
+            served = listener.serve(Arc::clone(book), stopped) => served,
+            () = book.broken() => Err(io::Error::other("a call panicked in the middle of a change")),
+        };
         ticks.abort();
         served
     });
@@ -203,5 +206,36 @@ async fn tick(book: Arc<Book>, mut stopped: watch::Receiver<bool>) {
         while book.tick() {
             tokio::task::yield_now().await;
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test may fail, and this one panics on purpose")]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::mpsc;
+
+    use super::*;
+
+    #[test]
+    fn a_call_that_panics_ends_the_service_instead_of_leaving_half_a_change() {
+        let config = MetaConfig { listen: "127.0.0.1:0".parse().unwrap(), ..MetaConfig::default() };
+        let listener = Listener::bind(&config.listen).unwrap();
+        let book = Book::new(&config, Epoch::new(1));
+        let (_stop, stopped) = watch::channel(false);
+        let (told, ended) = mpsc::channel();
+        let served = Arc::clone(&book);
+        thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build().unwrap();
+            run(&runtime, listener, &served, stopped);
+            told.send(()).unwrap();
+        });
+        let call = |panics: bool| {
+            catch_unwind(AssertUnwindSafe(|| book.with(|_, _, _| assert!(!panics, "as a fault in the core would"))))
+        };
+        assert!(call(false).is_ok());
+        assert!(call(true).is_err());
+        assert!(call(false).is_err(), "the core was used after it broke");
+        ended.recv_timeout(Duration::from_secs(10)).expect("the service goes on");
     }
 }

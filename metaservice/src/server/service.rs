@@ -3,6 +3,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use memcache_proto::pb;
 use memcache_proto::pb::meta_server::Meta;
 use memcache_types::Epoch;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -30,6 +31,21 @@ pub(super) struct Book {
     /// A longer gap between two looks at the clock means that this process did not run.
     gap_ms_max: u64,
     mailboxes_max: usize,
+    /// Something panicked in the middle of the core: what it holds may be half a change.
+    is_broken: AtomicBool,
+    broke: Notify,
+}
+
+/// Says so when a call on the core panics.
+struct Watched<'a>(&'a Book);
+
+impl Drop for Watched<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.is_broken.store(true, Ordering::Release);
+            self.0.broke.notify_one();
+        }
+    }
 }
 
 struct State {
@@ -48,11 +64,23 @@ impl Book {
             started: Instant::now(),
             gap_ms_max: config.node_dead_ms / 2 + millis(TICK).get(),
             mailboxes_max: usize::try_from(config.mailboxes_max).unwrap_or(usize::MAX),
+            is_broken: AtomicBool::new(false),
+            broke: Notify::new(),
         })
     }
 
+    /// Waits until something has panicked in the middle of the core. Whoever uses it after that panics too: the service ends
+    /// and loses nothing by it, for its next life asks the nodes.
+    pub(super) async fn broken(&self) {
+        while !self.is_broken.load(Ordering::Acquire) {
+            self.broke.notified().await;
+        }
+    }
+
     /// Runs something on the core, with the time.
-    fn with<R>(&self, run: impl FnOnce(&mut Core, Millis, &mut Vec<Effect>) -> R) -> R {
+    pub(super) fn with<R>(&self, run: impl FnOnce(&mut Core, Millis, &mut Vec<Effect>) -> R) -> R {
+        assert!(!self.is_broken.load(Ordering::Acquire), "this service is ending: a call before this one panicked");
+        let _watched = Watched(self);
         let mut effects = Vec::new();
         let (result, gap_ms) = {
             let mut state = self.state.lock();
