@@ -49,6 +49,8 @@ enum Lanes {
     Silence,
     /// They reach it until told otherwise; then nothing comes back any more, and nothing is closed.
     Swallow,
+    /// As [`Swallow`](Self::Swallow), and in both directions, for all connections that were opened until then.
+    SwallowAll,
 }
 
 /// A middleman in front of the service that counts connections.
@@ -108,9 +110,11 @@ fn serve(
             stream.set_nodelay(true).unwrap();
             onward.set_nodelay(true).unwrap();
             let (from, to) = (stream.try_clone().unwrap(), onward.try_clone().unwrap());
-            let may_swallow = (treat == Lanes::Swallow && is_lane).then(|| Arc::clone(swallow));
-            let back = std::thread::spawn(move || pump(&onward, &from, may_swallow.as_deref()));
-            pump(stream, &to, None);
+            let is_new = swallow.load(Ordering::SeqCst);
+            let both = (treat == Lanes::SwallowAll && !is_new).then(|| Arc::clone(swallow));
+            let back = if treat == Lanes::Swallow && is_lane { Some(Arc::clone(swallow)) } else { both.clone() };
+            let back = std::thread::spawn(move || pump(&onward, &from, back.as_deref()));
+            pump(stream, &to, both.as_deref());
             drop(back.join());
         }
     }
@@ -217,6 +221,27 @@ fn a_silent_lane_ends_its_call_when_the_session_is_lost() {
         assert!(matches!(ended, Err(BookError::Interrupted(_))), "{ended:?}");
     });
     assert!(asked.elapsed() < Duration::from_secs(20), "{:?}", asked.elapsed());
+}
+
+#[test]
+fn a_link_that_is_half_open_is_noticed_and_another_is_made() {
+    let server = meta(&loopback(0));
+    let proxy = Proxy::start(&server, Lanes::SwallowAll);
+    let book = Book::open(proxy.endpoint.clone()).unwrap();
+    ask_often(&book, &proxy.lanes);
+    let before = proxy.sessions.load(Ordering::SeqCst);
+    proxy.swallow.store(true, Ordering::SeqCst);
+    let (asked, until) = (Instant::now(), Instant::now() + Duration::from_secs(60));
+    loop {
+        let answer = book.call(request::Body::Status(pb::Status {}), Instant::now() + Duration::from_millis(300));
+        match answer {
+            Ok(_) => break,
+            Err(error) => assert!(Instant::now() < until, "{error}"),
+        }
+    }
+    assert!(proxy.sessions.load(Ordering::SeqCst) > before, "answered over a link that is half open");
+    // Two seconds without a word, two for the answer to a probe, and what a busy machine adds.
+    assert!(asked.elapsed() < Duration::from_secs(30), "{:?}", asked.elapsed());
 }
 
 #[test]
