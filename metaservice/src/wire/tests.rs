@@ -39,20 +39,10 @@ fn segment() -> impl Strategy<Value = pb::JoinSegment> {
     })
 }
 
-fn body() -> impl Strategy<Value = Option<request::Body>> {
-    use request::Body;
-    let payloads = prop_oneof![3 => Just(vec![1000]), 1 => numbers()];
-    let reserve = (keys(), payloads, number(), any::<bool>()).prop_map(|(keys, payload_bytes, near, exclusive)| {
-        let replicas = u32::try_from(near % 10).unwrap_or(0);
-        let preferred = vec![near; (near % 3) as usize];
-        Body::Reserve(pb::Reserve { keys, payload_bytes, near, exclusive, replicas, preferred })
-    });
-    let join = (number(), number(), prop::collection::vec(segment(), 0..3), number(), any::<bool>(), number());
-    let join = join.prop_map(|(node, incarnation, segments, previous_epoch, lists, floor)| {
-        Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, previous_epoch, lists, floor })
-    });
+/// What a node says its memory holds, mostly with lists of fitting lengths.
+fn holdings() -> impl Strategy<Value = request::Body> {
     let claims = (numbers(), numbers(), numbers(), prop::collection::vec(0u32..6, 0..5));
-    let holdings = (number(), number(), number(), keys(), claims, any::<bool>()).prop_map(
+    (number(), number(), number(), keys(), claims, any::<bool>()).prop_map(
         |(node, incarnation, segment, keys, (offsets, payload_bytes, generations, records), done)| {
             let mut claims = pb::Holdings {
                 node,
@@ -77,9 +67,23 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
                 claims.wanted.resize(count, 1);
                 claims.records.resize(count, 1);
             }
-            Body::Holdings(claims)
+            request::Body::Holdings(claims)
         },
-    );
+    )
+}
+
+fn body() -> impl Strategy<Value = Option<request::Body>> {
+    use request::Body;
+    let payloads = prop_oneof![3 => Just(vec![1000]), 1 => numbers()];
+    let reserve = (keys(), payloads, number(), any::<bool>()).prop_map(|(keys, payload_bytes, near, exclusive)| {
+        let replicas = u32::try_from(near % 10).unwrap_or(0);
+        let preferred = vec![near; (near % 3) as usize];
+        Body::Reserve(pb::Reserve { keys, payload_bytes, near, exclusive, replicas, preferred })
+    });
+    let join = (number(), number(), prop::collection::vec(segment(), 0..3), number(), any::<bool>(), number());
+    let join = join.prop_map(|(node, incarnation, segments, previous_epoch, lists, floor)| {
+        Body::Join(pb::Join { node, incarnation, name: "n".to_owned(), segments, previous_epoch, lists, floor })
+    });
     let pair = || (number(), number());
     let field = || pb::Field { name: "f".to_owned(), value: "v".to_owned() };
     let some = prop_oneof![
@@ -93,7 +97,7 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         1 => keys().prop_map(|keys| Body::Remove(pb::Remove { keys })),
         1 => Just(Body::RemoveAll(pb::RemoveAll {})),
         3 => join,
-        3 => holdings,
+        3 => holdings(),
         1 => (pair(), prop::collection::vec(0..9u64, 0..3)).prop_map(|((node, incarnation), segments)| {
             Body::Heartbeat(pb::Heartbeat { node, incarnation, segments })
         }),
@@ -106,6 +110,11 @@ fn body() -> impl Strategy<Value = Option<request::Body>> {
         }),
         1 => numbers().prop_map(|leases| Body::Renew(pb::Renew { leases })),
         1 => keys().prop_map(|keys| Body::Info(pb::Info { keys })),
+        2 => (keys(), number()).prop_map(|(keys, ttl_ms)| Body::Pin(pb::Pin { keys, ttl_ms })),
+        1 => keys().prop_map(|keys| Body::Unpin(pb::Unpin { keys })),
+        2 => (keys(), numbers(), numbers()).prop_map(|(keys, segments, generations)| {
+            Body::Damaged(pb::Damaged { keys, segments, generations })
+        }),
         1 => (number(), 0i32..7).prop_map(|(node, mode)| Body::Drain(pb::Drain { node, mode })),
     ];
     prop_oneof![20 => some.prop_map(Some), 1 => Just(None)]
