@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
+use memcache_proto::pack::WireError;
 use memcache_proto::pb::{self, request::Body};
 use memcache_types::{ClientId, Epoch};
 use parking_lot::Mutex;
@@ -26,7 +27,7 @@ mod lanes;
 mod mailbox;
 mod releases;
 
-use self::lane::Broken;
+use self::lane::{Broken, Lane};
 use self::lanes::Lanes;
 use self::releases::Releases;
 use crate::completion::completion;
@@ -74,6 +75,16 @@ pub enum BookError {
     /// The service says the request is wrong.
     #[error("{0}")]
     Refused(String),
+    /// The reply makes no sense.
+    #[error("malformed reply: {0}")]
+    Malformed(#[from] WireError),
+}
+
+impl BookError {
+    /// The reply is not one to what was asked.
+    pub(crate) const fn not_a(want: &'static str) -> Self {
+        Self::Malformed(WireError::Reply { want })
+    }
 }
 
 /// The answer to one request.
@@ -204,6 +215,7 @@ impl Book {
             BookError::Unavailable(why) | BookError::Interrupted(why) => StoreError::Unavailable { address, why },
             BookError::Timeout { waited_ms } => StoreError::Timeout { address, waited_ms },
             BookError::Refused(message) => StoreError::Refused { address, message },
+            BookError::Malformed(error) => StoreError::Wire(error),
         }
     }
 }
@@ -233,11 +245,7 @@ impl Shared {
     #[allow(clippy::result_large_err, reason = "no error: what was not sent goes back to the caller")]
     fn call_on_lane(&self, body: Body, sent: Instant, deadline: Instant) -> Result<Outcome, Body> {
         let Some(mut taken) = self.lanes.take(sent) else { return Err(body) };
-        let leases = self.releases.take();
-        if !leases.is_empty() {
-            // Short enough to be added.
-            taken.lane.add(&self.request(Body::Release(pb::Release { leases })));
-        }
+        self.add_releases(&mut taken.lane);
         let mut request = self.request(body);
         let session = taken.session();
         let is_over = || self.lanes.is_over(session).then(|| "the connection was lost meanwhile".to_owned());
@@ -263,9 +271,7 @@ impl Shared {
     fn rouse(&self) {
         let Some(mut taken) = self.lanes.take_before_next(Instant::now()) else { return };
         if taken.lane.can_rouse() {
-            let leases = self.releases.take();
-            // Short enough to be added.
-            taken.lane.add(&self.request(Body::Release(pb::Release { leases })));
+            self.add_releases(&mut taken.lane);
             if taken.lane.rouse().is_err() {
                 return self.lanes.lose(taken);
             }
@@ -273,13 +279,26 @@ impl Shared {
         self.lanes.give_back(taken);
     }
 
+    /// Adds what waits to be released to what is sent next.
+    fn add_releases(&self, lane: &mut Lane) {
+        let leases = self.releases.take();
+        if !leases.is_empty() {
+            // Short enough to be added.
+            lane.add(&self.request(Body::Release(pb::Release { leases })));
+        }
+    }
+
     /// Sends what waits to be released ahead of a request.
     fn release_on_session(&self) {
         let leases = self.releases.take();
         if !leases.is_empty() {
-            let deadline = Instant::now() + RELEASE_TIMEOUT;
-            self.submit(Body::Release(pb::Release { leases }), deadline, Box::new(drop));
+            self.submit_release(leases);
         }
+    }
+
+    fn submit_release(&self, leases: Vec<u64>) {
+        let deadline = Instant::now() + RELEASE_TIMEOUT;
+        self.submit(Body::Release(pb::Release { leases }), deadline, Box::new(drop));
     }
 
     /// Sends what is left to release. Whoever comes next may need the space.
@@ -336,7 +355,7 @@ impl Shared {
     fn outcome(&self, reply: pb::Reply, sent: Instant) -> Outcome {
         self.epoch.store(reply.epoch, Ordering::Release);
         match reply.body {
-            None => Err(BookError::Refused("an empty reply".to_owned())),
+            None => Err(BookError::Malformed(WireError::Missing { field: "body" })),
             Some(pb::reply::Body::Failure(failure)) => Err(match failure.code() {
                 pb::failure::Code::Unavailable => BookError::Unavailable(failure.message),
                 _ => BookError::Refused(failure.message),
@@ -461,12 +480,8 @@ async fn release(shared: Arc<Shared>) {
         if shared.is_closed() {
             return;
         }
-        let send = |leases| {
-            let deadline = Instant::now() + RELEASE_TIMEOUT;
-            shared.submit(Body::Release(pb::Release { leases }), deadline, Box::new(drop));
-        };
         tokio::select! {
-            () = shared.releases.watch(send) => {}
+            () = shared.releases.watch(|leases| shared.submit_release(leases)) => {}
             () = closed => return,
         }
     }

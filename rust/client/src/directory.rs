@@ -120,7 +120,7 @@ impl Directory {
     fn ask(&self, book: &Book, segments: Vec<u64>, deadline: Instant) -> Result<(), BookError> {
         let answer = book.call(pb::request::Body::Describe(pb::Describe { segments }), deadline)?;
         let pb::reply::Body::Describe(reply) = answer.body else {
-            return Err(BookError::Refused("not a Describe reply".to_owned()));
+            return Err(BookError::not_a("Describe"));
         };
         if self.known.len() > KNOWN_MAX {
             self.known.clear();

@@ -128,7 +128,6 @@ fn imagined(protocol: Protocol, local: &LocalView, costs: &CostModel, summed: bo
             region_bytes: u64::MAX,
             pieces_max: PIECES_MAX,
             payload_bytes_max: OBJECT_BYTES_MAX,
-            one_sided: protocol != Protocol::HostTcp,
             copies_on_caller: is_mapped,
             connections: 0,
         },

@@ -20,7 +20,7 @@ use crate::error::{InvalidCall, StoreError};
 use crate::stats::{Stats, add, add_time};
 use crate::store::{Inner, check_call};
 use crate::sums::Sums;
-use crate::transfer::{Group, Move, MoveError, Moved, Transfer};
+use crate::transfer::{Group, Groups, Move, MoveError, Moved, Transfer};
 use crate::verdict::{Damage, Verdict, judge};
 use crate::ways::{Found, Reads};
 
@@ -119,18 +119,18 @@ impl Inner {
 
     pub(crate) fn located(&self, answer: Answer, keys: usize) -> Result<Located, BookError> {
         let pb::reply::Body::Locate(reply) = answer.body else {
-            return Err(BookError::Refused("not a Locate reply".to_owned()));
+            return Err(BookError::not_a("Locate"));
         };
-        let places = places(&reply, keys).map_err(|error| BookError::Refused(error.to_string()))?;
+        let places = places(&reply, keys)?;
         let valid_until = answer.sent + Duration::from_millis(u64::from(reply.lease_ms));
-        let others = others(&reply, &places).map_err(|error| BookError::Refused(error.to_string()))?;
+        let others = others(&reply, &places)?;
         Ok(Located { places, others, lease: reply.lease, valid_until, book: Arc::clone(&self.book) })
     }
 
     /// What a get of which nothing is known returns.
     pub(crate) fn not_located(&self, error: BookError, keys: usize) -> Result<Vec<GetStatus>, StoreError> {
-        if let BookError::Refused(message) = error {
-            return Err(self.book.error(BookError::Refused(message)));
+        if matches!(error, BookError::Refused(_) | BookError::Malformed(_)) {
+            return Err(self.book.error(error));
         }
         add(&self.stats.get_failures, keys as u64);
         Ok(vec![get_failure(&error); keys])
@@ -243,16 +243,14 @@ impl Reading {
 
     /// Which objects to read over which link. What is read is unavailable until its result says otherwise.
     pub(crate) fn groups(&mut self, keys: &KeyBatch, links: &Links, sums: &Sums) -> Vec<Group> {
-        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        let mut groups = Groups::default();
         for (tag, (index, place)) in self.wanted.iter().enumerate() {
             self.statuses[*index] = match links.get(&place.extent.segment()) {
                 Some(Ok(link)) => {
-                    let group = groups
-                        .entry(place.extent.segment())
-                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(keys.get(*index));
                     let summed = sums.of_get() || place.rests;
-                    group.moves.push(Move { index: *index, tag, extent: place.extent, trailer, summed, record: None });
+                    let extent = place.extent;
+                    groups.push(link, Move { index: *index, tag, extent, trailer, summed, record: None });
                     GetStatus::Unavailable
                 }
                 Some(Err(LinkError::Book(error))) => get_failure(error),
@@ -261,7 +259,7 @@ impl Reading {
                 Some(Err(LinkError::Gone)) | None => GetStatus::Miss,
             };
         }
-        groups.into_values().collect()
+        groups.into_vec()
     }
 
     /// Takes the results of an attempt.
@@ -392,7 +390,7 @@ fn get_failure(error: &BookError) -> GetStatus {
     match error {
         BookError::Unavailable(_) | BookError::Interrupted(_) => GetStatus::Unavailable,
         BookError::Timeout { .. } => GetStatus::Timeout,
-        BookError::Refused(_) => GetStatus::Invalid,
+        BookError::Refused(_) | BookError::Malformed(_) => GetStatus::Invalid,
     }
 }
 

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use memcache_memory::holdings::{Holding, Holdings};
-use memcache_proto::pack::{expect_length, keys_to_wire};
+use memcache_proto::pack::{WireError, expect_length, keys_to_wire};
 use memcache_proto::pb::{self, reply, request};
 use memcache_types::{Generation, KeyBatch};
 
@@ -190,8 +190,7 @@ impl Listing {
     }
 
     fn send(&self, member: &Member, part: &[Holding], say: Say) -> Result<Vec<u8>, BookError> {
-        let refused = |error: &dyn std::fmt::Display| BookError::Refused(error.to_string());
-        let keys = KeyBatch::from_keys(part.iter().map(|holding| &holding.key)).map_err(|error| refused(&error))?;
+        let keys = KeyBatch::from_keys(part.iter().map(|holding| &holding.key)).map_err(WireError::from)?;
         let holdings = pb::Holdings {
             node: member.node.get(),
             incarnation: member.incarnation.get(),
@@ -209,9 +208,9 @@ impl Listing {
         };
         let answer = member.book.call(request::Body::Holdings(holdings), Instant::now() + PART_TIMEOUT)?;
         let reply::Body::Holdings(reply) = answer.body else {
-            return Err(BookError::Refused("not a Holdings reply".to_owned()));
+            return Err(BookError::not_a("Holdings"));
         };
-        expect_length("kept", reply.kept.len(), part.len()).map_err(|error| refused(&error))?;
+        expect_length("kept", reply.kept.len(), part.len())?;
         Ok(reply.kept)
     }
 }

@@ -138,13 +138,11 @@ impl Store {
 
     /// The state of the pool, and the life of the service that told it.
     pub fn status(&self, deadline: Instant) -> Result<(u64, pb::StatusReply), StoreError> {
-        let inner = self.inner()?;
-        let body = request::Body::Status(pb::Status {});
-        let answer = inner.book.call(body, deadline).map_err(|error| inner.book.error(error))?;
-        match answer.body {
-            reply::Body::Status(reply) => Ok((answer.epoch.get(), reply)),
-            _ => Err(inner.book.error(wrong_reply())),
-        }
+        let (epoch, reply) = self.ask_in(request::Body::Status(pb::Status {}), deadline, |body| match body {
+            reply::Body::Status(reply) => Ok(Some(reply)),
+            _ => Ok(None),
+        })?;
+        Ok((epoch.get(), reply))
     }
 
     /// Everything the book knows about some keys, one a key. Not a use, and no lease.
@@ -255,15 +253,11 @@ fn decode<T>(
     let result = outcome
         .map_err(|error| book.error(error))
         .and_then(|answer| read(answer.body))
-        .and_then(|value| value.ok_or_else(|| book.error(wrong_reply())));
+        .and_then(|value| value.ok_or_else(|| book.error(BookError::not_a("matching"))));
     if result.is_err() {
         add(&stats.lookup_failures, 1);
     }
     result
-}
-
-fn wrong_reply() -> BookError {
-    BookError::Refused("the reply does not belong to the request".to_owned())
 }
 
 fn match_request(keys: &KeyBatch) -> request::Body {

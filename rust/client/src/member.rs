@@ -150,7 +150,7 @@ impl Member {
                 self.state.lock().segments = reply.segments;
                 Ok(Joined { epoch: answer.epoch, heartbeat, listing })
             }
-            _ => Err(BookError::Refused("not a Join reply".to_owned())),
+            _ => Err(BookError::not_a("Join")),
         }
     }
 
@@ -169,7 +169,7 @@ impl Member {
                 self.note_drain(reply.drain());
                 Ok((reply.joined && answer.epoch == epoch).then_some(reply.drain()))
             }
-            _ => Err(BookError::Refused("not a Heartbeat reply".to_owned())),
+            _ => Err(BookError::not_a("Heartbeat")),
         }
     }
 
@@ -226,7 +226,7 @@ impl Member {
 /// that the next life of the book knows nothing of; so it must be told that the memory is not new.
 fn may_have_been_served(error: &BookError) -> bool {
     match error {
-        BookError::Timeout { .. } | BookError::Interrupted(_) => true,
+        BookError::Timeout { .. } | BookError::Interrupted(_) | BookError::Malformed(_) => true,
         BookError::Unavailable(_) | BookError::Refused(_) => false,
     }
 }

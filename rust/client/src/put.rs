@@ -1,6 +1,5 @@
 //! Storing a batch: reserve, write, seal.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -22,7 +21,7 @@ use crate::error::{InvalidCall, StoreError};
 use crate::record::{Record, clear, record_extent};
 use crate::stats::{Stats, add, add_time};
 use crate::store::{Inner, check_call};
-use crate::transfer::{Group, Move, MoveError, Moved, Transfer};
+use crate::transfer::{Group, Groups, Move, MoveError, Moved, Transfer};
 use crate::ways::Writes;
 
 /// How to put, beside what and where to.
@@ -139,15 +138,15 @@ impl Inner {
 
     pub(crate) fn granted(&self, answer: Answer, sources: &Buffers, wanted: u32) -> Result<Granted, BookError> {
         let pb::reply::Body::Reserve(reply) = answer.body else {
-            return Err(BookError::Refused("not a Reserve reply".to_owned()));
+            return Err(BookError::not_a("Reserve"));
         };
-        grants(&reply, sources, wanted, answer.sent, &self.book).map_err(|error| BookError::Refused(error.to_string()))
+        Ok(grants(&reply, sources, wanted, answer.sent, &self.book)?)
     }
 
     /// What a put that was granted nothing returns.
     pub(crate) fn not_granted(&self, error: BookError, keys: usize) -> Result<Vec<PutStatus>, StoreError> {
         match error {
-            BookError::Refused(message) => Err(self.book.error(BookError::Refused(message))),
+            BookError::Refused(_) | BookError::Malformed(_) => Err(self.book.error(error)),
             error => Ok(vec![put_failure(&error); keys]),
         }
     }
@@ -194,15 +193,13 @@ impl Inner {
         links: &Links,
     ) -> (Vec<Group>, Vec<(usize, u64)>) {
         let Granted { statuses, tickets, wanted, .. } = granted;
-        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        let mut groups = Groups::default();
         let mut places = Vec::with_capacity(tickets.open.len());
         tickets.open.retain(|ticket| {
             match links.get(&ticket.extent.segment()) {
                 Some(Ok(link)) => {
-                    let group = groups
-                        .entry(ticket.extent.segment())
-                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
-                    group.moves.push(write_of(places.len(), ticket, *wanted, keys, sources, self.sums.of_put()));
+                    let sum = self.sums.of_put();
+                    groups.push(link, write_of(places.len(), ticket, *wanted, keys, sources, sum));
                     places.push((ticket.index, ticket.reservation.get()));
                     return false;
                 }
@@ -211,7 +208,7 @@ impl Inner {
             }
             true
         });
-        (groups.into_values().collect(), places)
+        (groups.into_vec(), places)
     }
 }
 
@@ -317,7 +314,7 @@ pub(crate) fn read_seal(
         }
     };
     let pb::reply::Body::Seal(reply) = answer.body else {
-        return Err(book.error(BookError::Refused("not a Seal reply".to_owned())));
+        return Err(book.error(BookError::not_a("Seal")));
     };
     let outcomes = outcomes_from_wire::<pb::SealOutcome>("outcomes", &reply.outcomes, sealable.len())?;
     for ((index, _), outcome) in sealable.iter().zip(outcomes) {
@@ -454,7 +451,7 @@ fn put_failure(error: &BookError) -> PutStatus {
     match error {
         BookError::Unavailable(_) | BookError::Interrupted(_) => PutStatus::Unavailable,
         BookError::Timeout { .. } => PutStatus::Timeout,
-        BookError::Refused(_) => PutStatus::Invalid,
+        BookError::Refused(_) | BookError::Malformed(_) => PutStatus::Invalid,
     }
 }
 

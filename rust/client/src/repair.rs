@@ -22,7 +22,7 @@ use crate::jobs::Workers;
 use crate::local_service::LocalOptions;
 use crate::member::Member;
 use crate::stats::Stats;
-use crate::transfer::{Crew, Group, Move, Moved, Transfer};
+use crate::transfer::{Crew, Groups, Move, Moved, Transfer};
 use crate::verdict::{Damage, Verdict, judge};
 use crate::ways::Reads;
 
@@ -133,7 +133,7 @@ impl Copier {
         };
         let answer = self.member.book.call(request::Body::Work(work), Instant::now() + ANSWER_TIMEOUT)?;
         let reply::Body::Work(reply) = answer.body else {
-            return Err(BookError::Refused("not a Work reply".to_owned()));
+            return Err(BookError::not_a("Work"));
         };
         let until = answer.sent + Duration::from_millis(u64::from(reply.lease_ms));
         let own = self.member.state.lock().segments.clone();
@@ -171,7 +171,7 @@ impl Copier {
         let seal = request::Body::Seal(pb::Seal { reservations });
         let answer = self.member.book.call(seal, Instant::now() + ANSWER_TIMEOUT)?;
         let reply::Body::Seal(reply) = answer.body else {
-            return Err(BookError::Refused("not a Seal reply".to_owned()));
+            return Err(BookError::not_a("Seal"));
         };
         let sealed = |outcome: &u8| i32::from(*outcome) == i32::from(pb::SealOutcome::Sealed);
         // What did not become a replica is of a key that was removed or put anew: no restart may bring it back.
@@ -233,29 +233,20 @@ impl Copier {
         let targets = unsafe { Buffers::new(lists, Arc::clone(&self.segment) as _) };
         let segments = tried.values().map(|place| place.extent.segment());
         let links = self.directory.links(&self.member.book, &self.fabric, segments, until);
-        let mut groups: HashMap<SegmentId, Group> = HashMap::new();
+        let mut groups = Groups::default();
         for (index, place) in tried {
             match links.get(&place.extent.segment()) {
                 Some(Ok(link)) => {
-                    let group = groups
-                        .entry(place.extent.segment())
-                        .or_insert_with(|| Group { link: Arc::clone(link), moves: Vec::new() });
                     let trailer = place.trailer(&copies[*index].task.key);
-                    group.moves.push(Move {
-                        index: *index,
-                        tag: *index,
-                        extent: place.extent,
-                        trailer,
-                        summed: true,
-                        record: None,
-                    });
+                    let (index, extent) = (*index, place.extent);
+                    groups.push(link, Move { index, tag: index, extent, trailer, summed: true, record: None });
                 }
                 other => tracing::debug!(source = %place.extent.segment(), ?other, "a copy cannot reach its source"),
             }
         }
         let transfer = Transfer::<Reads>::new(None, &self.stats, &targets, until, Arc::default());
         let mut damage = Damage::default();
-        for Moved { tag: index, protocol, ended, outcome } in transfer.run(&self.crew, groups.into_values().collect()) {
+        for Moved { tag: index, protocol, ended, outcome } in transfer.run(&self.crew, groups.into_vec()) {
             let (copy, place) = (&mut copies[index], &tried[&index]);
             match outcome {
                 Ok(found) => {

@@ -71,9 +71,9 @@ counters! {
     get_move_ns,
     /// Times a thread that helps to copy rested for 200 us because others waited for a processor.
     copy_rests,
-    /// Prefix and existence lookups.
+    /// Questions that move no payload: lookups, removals, pins, what the state is.
     lookups,
-    /// Lookups that failed or timed out.
+    /// Of these, those that failed or timed out.
     lookup_failures,
     /// Payload bytes moved inside this process.
     local_bytes,

@@ -1,12 +1,13 @@
 //! One-sided reads and writes of a batch: cut into tasks that several threads share, every object with its own result.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use memcache_memory::{Part, Trailer, checksum_bytes, checksum_combine, parts_of};
 use memcache_transport::{Link, Parts, Protocol, TransportError};
-use memcache_types::Extent;
+use memcache_types::{Extent, SegmentId};
 use parking_lot::Mutex;
 use thiserror::Error;
 
@@ -46,6 +47,22 @@ pub(crate) struct Move {
 pub(crate) struct Group {
     pub(crate) link: Arc<dyn Link>,
     pub(crate) moves: Vec<Move>,
+}
+
+/// A batch by link.
+#[derive(Default)]
+pub(crate) struct Groups(HashMap<SegmentId, Group>);
+
+impl Groups {
+    /// Adds an object that goes over the link to its segment.
+    pub(crate) fn push(&mut self, link: &Arc<dyn Link>, one: Move) {
+        let new = || Group { link: Arc::clone(link), moves: Vec::new() };
+        self.0.entry(one.extent.segment()).or_insert_with(new).moves.push(one);
+    }
+
+    pub(crate) fn into_vec(self) -> Vec<Group> {
+        self.0.into_values().collect()
+    }
 }
 
 /// Why an object was not moved.

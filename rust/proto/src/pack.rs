@@ -35,6 +35,12 @@ pub enum WireError {
         /// The byte.
         value: u8,
     },
+    /// The reply to another request.
+    #[error("not a {want} reply")]
+    Reply {
+        /// What was asked.
+        want: &'static str,
+    },
 }
 
 /// Keys as they travel.

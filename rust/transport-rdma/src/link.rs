@@ -72,7 +72,6 @@ impl RdmaLink {
             region_bytes: target.region_bytes,
             pieces_max: PIECES_MAX,
             payload_bytes_max: OBJECT_BYTES_MAX.min(target.region_bytes),
-            one_sided: true,
             copies_on_caller: false,
             connections: LANES_MAX,
         };

@@ -13,8 +13,6 @@ pub struct Capabilities {
     pub pieces_max: usize,
     /// Longest payload of one operation, in bytes.
     pub payload_bytes_max: u64,
-    /// Whether the owner's processor takes no part in a transfer.
-    pub one_sided: bool,
     /// Whether the calling thread itself copies every byte, so that more threads may move more.
     pub copies_on_caller: bool,
     /// Connections one call may use at the same time; 0 where there are none.

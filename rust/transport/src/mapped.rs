@@ -230,7 +230,6 @@ fn capabilities(protocol: Protocol, region_bytes: u64) -> Capabilities {
         region_bytes,
         pieces_max: PIECES_MAX,
         payload_bytes_max: OBJECT_BYTES_MAX.min(region_bytes),
-        one_sided: true,
         copies_on_caller: true,
         connections: 0,
     }

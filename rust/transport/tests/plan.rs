@@ -18,7 +18,6 @@ fn capabilities(pieces_max: usize, payload_bytes_max: u64) -> Capabilities {
         region_bytes: 1 << 40,
         pieces_max,
         payload_bytes_max,
-        one_sided: true,
         copies_on_caller: true,
         connections: 0,
     }

@@ -11,7 +11,7 @@ use memcache_transport::TransportError;
 use memcache_transport::plan::Step;
 
 use super::state::Queues;
-use super::{Job, Outcome, sealed};
+use super::{Job, Outcome, copy, sealed};
 use crate::transfer::Move;
 use crate::ways::Found;
 
@@ -163,9 +163,4 @@ impl<'a> Engine<'a> {
         }
         self.region.sub(one.extent.offset(), one.trailer.payload_bytes).ok().map(checksum_region)
     }
-}
-
-/// A copy from far to near, or back.
-fn copy(far: u64, near: u64, bytes: u64, inward: bool) -> Copy {
-    if inward { Copy { source: far, target: near, bytes } } else { Copy { source: near, target: far, bytes } }
 }

@@ -22,7 +22,7 @@ mod state;
 use std::sync::Arc;
 use std::time::Instant;
 
-use memcache_device::{Device, HostDevice};
+use memcache_device::{Copy, Device, HostDevice};
 use memcache_memory::Trailer;
 use memcache_transport::plan::{
     LocalView, Path, PathChoice, PeerView, PlanError, PlanObject, PlanRequest, PlannedGroup, TransferPlan, Way, plan,
@@ -35,6 +35,11 @@ use crate::transfer::Move;
 use costs::Costs;
 use state::DeviceState;
 pub(crate) use state::view_of;
+
+/// A copy from far to near, or back.
+fn copy(far: u64, near: u64, bytes: u64, inward: bool) -> Copy {
+    if inward { Copy { source: far, target: near, bytes } } else { Copy { source: near, target: far, bytes } }
+}
 
 /// How transfers are staged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

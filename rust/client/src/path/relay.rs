@@ -11,7 +11,7 @@ use memcache_transport::plan::{Part, Staging, Step};
 use memcache_transport::{RelayCall, RelayOffer, RelayReply, RelayRequest, RelayRun, RelayStep, TransportError};
 
 use super::state::Queues;
-use super::{Job, Outcome};
+use super::{Job, Outcome, copy};
 use crate::ways::Found;
 
 /// An owner's staging, as this device addresses it.
@@ -288,11 +288,6 @@ impl<'a> Work<'a> {
         // our staging is this transfer's alone, the owner's is leased to it, and the keep holds all of it.
         unsafe { queue.submit(direction, copies, Arc::clone(&self.keep)) }
     }
-}
-
-/// A copy from far to near, or back.
-fn copy(far: u64, near: u64, bytes: u64, inward: bool) -> Copy {
-    if inward { Copy { source: far, target: near, bytes } } else { Copy { source: near, target: far, bytes } }
 }
 
 fn unexpected(reply: &RelayReply) -> Trouble {

@@ -141,11 +141,6 @@ impl TwinDevice {
         self.0.timeline.now_ns()
     }
 
-    /// In virtual time: the calling thread is busy for this long with something else.
-    pub fn advance_ns(&self, ns: u64) {
-        self.0.timeline.advance(ns);
-    }
-
     /// Bytes of the arena that are allocated.
     pub fn used_bytes(&self) -> u64 {
         self.0.arena.used_bytes()

@@ -49,12 +49,6 @@ impl Timeline {
         }
     }
 
-    pub(super) fn advance(&self, ns: u64) {
-        if self.time == TwinTime::Virtual {
-            self.state.lock().now += ns;
-        }
-    }
-
     /// In virtual time: what happens from here on happens after `ns`.
     pub(super) fn hear(&self, ns: u64) {
         if self.time == TwinTime::Virtual {

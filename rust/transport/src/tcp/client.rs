@@ -74,7 +74,6 @@ impl TcpLink {
             region_bytes,
             pieces_max: PIECES_MAX,
             payload_bytes_max: OBJECT_BYTES_MAX.min(region_bytes),
-            one_sided: false,
             copies_on_caller: false,
             connections: connections.max(1),
         };
