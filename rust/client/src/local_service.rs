@@ -25,6 +25,9 @@ use crate::roads::rdma;
 /// Longest wait for the process that lends the same file to stop.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// How often a stop looks whether the threads have ended.
+const STOP_LOOK: Duration = Duration::from_millis(2);
+
 /// What to lend and how others reach it.
 #[derive(Clone, Debug)]
 pub struct LocalOptions {
@@ -65,8 +68,8 @@ pub struct LocalService {
     server: Mutex<RegionServer>,
     member: Arc<Member>,
     threads: Mutex<Vec<JoinHandle<()>>>,
-    /// Keeps other processes from lending the same file.
-    lock: Mutex<Option<PersistLock>>,
+    /// Keeps other processes from lending the same file. A thread that writes there keeps it as well.
+    lock: Mutex<Option<Arc<PersistLock>>>,
     process: u32,
 }
 
@@ -78,7 +81,7 @@ impl LocalService {
             return Err(InvalidCall::SegmentSize { bytes, min, max }.into());
         }
         let (segment, Identity { shape, node }, lock) = memory(options)?;
-        let (segment, node) = (Arc::new(segment), NodeId::new(node));
+        let (segment, node, lock) = (Arc::new(segment), NodeId::new(node), lock.map(Arc::new));
         let table = Holdings::new(segment.region(), shape);
         // Greater than any of an earlier process, also where the clock was set back.
         let incarnation = Incarnation::new(now_nanos().max(table.incarnation() + 1));
@@ -97,20 +100,17 @@ impl LocalService {
             rdma.as_deref(),
             relay.as_ref().map(|(device, host)| (device.as_str(), Arc::clone(host))),
         )?;
-        let join = pb::Join {
-            node: node.get(),
-            incarnation: incarnation.get(),
-            name: cut(&options.name, NODE_NAME_BYTES_MAX),
-            segments: vec![pb::JoinSegment {
-                bytes: options.bytes,
-                tier: tier_to_wire(Tier::Dram),
-                descriptor: server.descriptor().encode(),
-                table_offset: shape.place.table_offset,
-                records: shape.place.records,
-                floors_offset: shape.place.floors_offset,
-            }],
-            ..pb::Join::default()
+        let offer = pb::JoinSegment {
+            bytes: options.bytes,
+            tier: tier_to_wire(Tier::Dram),
+            descriptor: server.descriptor().encode(),
+            table_offset: shape.place.table_offset,
+            records: shape.place.records,
+            floors_offset: shape.place.floors_offset,
         };
+        let (name, segments) = (cut(&options.name, NODE_NAME_BYTES_MAX), vec![offer]);
+        let (who, life) = (node.get(), incarnation.get());
+        let join = pb::Join { node: who, incarnation: life, name, segments, ..pb::Join::default() };
         let member = Arc::new(Member {
             book,
             node,
@@ -126,12 +126,15 @@ impl LocalService {
             vec![std::thread::Builder::new().name("memcache-member".to_owned()).spawn(move || runner.run(previous))?];
         if options.repair_bytes_per_s > 0 {
             let copier = Copier::new(Arc::clone(&member), segment, rdma, options);
-            let copier = std::thread::Builder::new().name("memcache-repair".to_owned()).spawn(move || copier.run());
-            match copier {
+            let lock = lock.clone();
+            let run = move || {
+                copier.run();
+                drop(lock);
+            };
+            match std::thread::Builder::new().name("memcache-repair".to_owned()).spawn(run) {
                 Ok(copier) => threads.push(copier),
                 Err(error) => {
-                    member.state.lock().stopping = true;
-                    member.changed.notify_all();
+                    member.stop();
                     return Err(error.into());
                 }
             }
@@ -165,27 +168,31 @@ impl LocalService {
     /// Leaves the pool and stops serving. Objects held here are gone, unless the memory is a file: then whoever lends that
     /// next brings them back.
     pub fn stop(&self, deadline: Instant) {
-        let was_joined = {
-            let mut state = self.member.state.lock();
-            state.stopping = true;
-            state.joined.take().is_some()
-        };
-        self.member.changed.notify_all();
+        let was_joined = self.member.stop();
         if self.process != std::process::id() {
             return; // the thread and the servers belong to the parent
         }
         if was_joined {
-            let leave = pb::Leave { node: self.node.get(), incarnation: self.member.incarnation.get() };
-            let until = deadline.min(Instant::now() + LEAVE_TIMEOUT);
-            if let Err(error) = self.member.book.call(request::Body::Leave(leave), until) {
-                tracing::debug!(%error, "the MetaService did not hear that we leave; it will notice");
-            }
+            self.member.leave(deadline.min(Instant::now() + LEAVE_TIMEOUT));
         }
         self.server.lock().stop();
-        for thread in self.threads.lock().drain(..) {
-            drop(thread.join());
+        if !self.join_threads(deadline) {
+            tracing::warn!(node = %self.node, "a copy into the lent memory goes on past the deadline of the stop");
         }
         drop(self.lock.lock().take());
+    }
+
+    /// Whether all threads ended before the deadline.
+    fn join_threads(&self, deadline: Instant) -> bool {
+        let mut threads = self.threads.lock();
+        while !threads.iter().all(JoinHandle::is_finished) {
+            if Instant::now() >= deadline {
+                return false;
+            }
+            std::thread::sleep(STOP_LOOK);
+        }
+        threads.drain(..).for_each(|thread| drop(thread.join()));
+        true
     }
 
     /// Has other nodes copy what is only here, and leaves when nothing is left; says whether that is so before the

@@ -183,12 +183,27 @@ impl Member {
         }
     }
 
-    /// Nothing is left here: this node goes.
-    fn leave_drained(&self) {
+    /// Says good-bye, so that nobody has to find out.
+    pub(crate) fn leave(&self, until: Instant) {
         let leave = pb::Leave { node: self.node.get(), incarnation: self.incarnation.get() };
-        if let Err(error) = self.book.call(request::Body::Leave(leave), Instant::now() + LEAVE_TIMEOUT) {
+        if let Err(error) = self.book.call(request::Body::Leave(leave), until) {
             tracing::debug!(%error, "the MetaService did not hear that we leave; it will notice");
         }
+    }
+
+    /// Has all threads of this node end; says whether it was in the pool.
+    pub(crate) fn stop(&self) -> bool {
+        let mut state = self.state.lock();
+        state.stopping = true;
+        let was_joined = state.joined.take().is_some();
+        drop(state);
+        self.changed.notify_all();
+        was_joined
+    }
+
+    /// Nothing is left here: this node goes.
+    fn leave_drained(&self) {
+        self.leave(Instant::now() + LEAVE_TIMEOUT);
         tracing::info!(node = %self.node, "emptied, and out of the pool");
         let mut state = self.state.lock();
         state.joined = None;
