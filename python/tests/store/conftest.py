@@ -89,10 +89,33 @@ def node(meta: memcache.MetaService, program: Callable[..., Program]) -> Callabl
 
 
 @pytest.fixture
+def quick_meta() -> Iterator[memcache.MetaService]:
+    """A MetaService that notices the death of a node within a second."""
+    with memcache.MetaService(listen="127.0.0.1:0", node_dead_ms=1000, heartbeat_ms=100) as service:
+        yield service
+
+
+@pytest.fixture
+def quick_node(program: Callable[..., Program], quick_meta: memcache.MetaService) -> Callable[..., Program]:
+    def start(*settings: str) -> Program:
+        node = program("memcache.local", f"meta_address={quick_meta.address}", "lend_bytes=64MB", *settings)
+        node.expect("joined")
+        return node
+
+    return start
+
+
+@pytest.fixture
 def store(meta: memcache.MetaService) -> Iterator[memcache.Store]:
     """A store that lends 32 MiB to the test's pool."""
     with memcache.Store(meta_address=meta.address, lend_bytes="32MB") as one:
         yield one
+
+
+def run_cli(*arguments: str, meta: memcache.MetaService) -> subprocess.CompletedProcess[str]:
+    """What `memcache ARGUMENTS` says of this MetaService's pool."""
+    command = [sys.executable, "-m", "memcache.cli", *arguments, "--meta-address", meta.address]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 def eventually(check: Callable[[], bool], seconds: float = 20.0) -> bool:
