@@ -304,6 +304,8 @@ def _table(status: dict[str, Any]) -> str:
         )
     if status["extra_replicas"]:
         lines.append(f"extra replicas of hot keys {status['extra_replicas']}, {status['extra_bytes'] / MIB:.1f} MiB")
+    if status["leases"] or status["reservations"]:
+        lines.append(f"leases of readers {status['leases']}   reservations of writers {status['reservations']}")
     if status["soft_pins"] or status["hard_pins"]:
         bytes_of = {kind: sum(node[f"{kind}_pinned_bytes"] for node in status["nodes"]) for kind in ("soft", "hard")}
         lines.append(
@@ -322,6 +324,14 @@ def _node_lines(status: dict[str, Any]) -> list[str]:
         f"{node['capacity_bytes'] / MIB:>12.1f}{node['heartbeat_age_ms']:>13}{node['drain']:>10}"
         for node in status["nodes"]
     ]
+    for node in status["nodes"]:
+        if node["listing"]:
+            lines.append(f"node {node['node']}: listing, takes nothing new before it has told all that it holds")
+        if node["unrecorded"]:
+            lines.append(
+                f"node {node['node']}: {node['unrecorded']} objects unrecorded, which a restart of the MetaService would "
+                f"lose (see holdings_slots)"
+            )
     # A drain that is under way or done, as `memcache drain` tells it.
     lines += [
         _progress(node | {"state": node["drain"]} | node["drain_progress"])
