@@ -329,8 +329,8 @@ def _node_lines(status: dict[str, Any]) -> list[str]:
             lines.append(f"node {node['node']}: listing, takes nothing new before it has told all that it holds")
         if node["unrecorded"]:
             lines.append(
-                f"node {node['node']}: {node['unrecorded']} objects unrecorded, which a restart of the MetaService would "
-                f"lose (see holdings_slots)"
+                f"node {node['node']}: {node['unrecorded']} objects unrecorded, which a restart of the MetaService "
+                f"would lose (see holdings_slots)"
             )
     # A drain that is under way or done, as `memcache drain` tells it.
     lines += [

@@ -31,6 +31,8 @@ STORE_KEYS = (
     "repair_bytes_per_s",
     "path",
     "costs",
+    "holdings_slots",
+    "persist",
 )
 """Keys that are handed on to :class:`memcache.StoreConfig` as they are."""
 
@@ -45,7 +47,8 @@ class ConnectorConfig:
 
     Beside these, every key of :class:`memcache.StoreConfig` is accepted there (``meta_address``, ``lend_bytes``,
     ``protocol``, ...) and wins over the environment (``MEMCACHE_META_ADDRESS``, ...), which wins over the file named
-    by ``MEMCACHE_CONFIG``.
+    by ``MEMCACHE_CONFIG``. ``persist`` names a file a rank: where an engine has several, and where it is one of several
+    data-parallel ones, each appends its numbers (:func:`rank_file`).
     """
 
     model_id: str = ""
@@ -132,6 +135,14 @@ def pool_id(engine_id: str) -> str:
     vLLM gives every data-parallel rank the engine's id with ``_dp<rank>`` appended; the ranks of one host share.
     """
     return re.sub(r"_dp\d+$", "", engine_id)
+
+
+def rank_file(persist: str, engine_id: str, ranks: int, rank: int) -> str:
+    """The file that one worker lends where ``persist`` names one: no two workers of a host may lend the same."""
+    if not persist:
+        return ""
+    data_parallel = re.search(r"_dp\d+$", engine_id)
+    return f"{persist}{data_parallel[0] if data_parallel else ''}{f'_rank{rank}' if ranks > 1 else ''}"
 
 
 def store_overrides(config: ConnectorConfig, engine_id: str, worker: bool, local_ranks: int) -> dict[str, Any]:

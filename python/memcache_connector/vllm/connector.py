@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import weakref
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -23,7 +24,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, store_overrides
+from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, rank_file, store_overrides
 from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
 from memcache_connector.vllm.identity import byte_order, identity_fields, layout_name
 from memcache_connector.vllm.log import logger
@@ -121,6 +122,8 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         role = f"worker{parallel.rank}" if is_worker else "scheduler"
         overrides.setdefault("node_name", f"{socket.gethostname()}:vllm:{role}")
         loaded = memcache.StoreConfig.load(**overrides)
+        file = rank_file(loaded.persist, self._engine_id, parallel.world_size, parallel.rank)
+        loaded = replace(loaded, persist=file)
         if not loaded.meta_address and hosts > 1:
             logger.error("MemCache is not used: an engine of several hosts needs a pool address (meta_address)")
             return None

@@ -47,6 +47,16 @@ def test_a_node_that_was_killed_brings_its_content_back(
         assert store.get(KEYS[0]) is None
 
 
+def test_a_store_lends_a_file_and_brings_it_back(meta: memcache.MetaService, file: Path) -> None:
+    settings = {"meta_address": meta.address, "lend_bytes": LEND, "persist": str(file), "holdings_slots": 100}
+    with memcache.Store(**settings) as store:
+        assert (store.config.persist, store.config.holdings_slots) == (str(file), 100)
+        assert store.put("k", b"kept") == PutStatus.STORED
+    assert file.exists()
+    with memcache.Store(**settings) as store:
+        assert eventually(lambda: store.get("k") == b"kept")
+
+
 def test_only_one_process_lends_a_file(meta: memcache.MetaService, node: Callable[..., Program], file: Path) -> None:
     owner = node(f"persist={file}", lend=str(LEND))
     second = memcache.LocalService(meta_address=meta.address, lend_bytes=LEND, persist=str(file))
