@@ -144,8 +144,8 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if store.embedded:
             logger.info(
                 "MemCache: no pool address is configured, so this engine keeps a pool of its own (MetaService at %s). "
-                "To share one between engines, run 'python -m memcache.meta' and start each engine with "
-                "MEMCACHE_META_ADDRESS=<host>:<port>, or meta_address in kv_connector_extra_config",
+                "To share one between engines, run 'python -m memcache.meta --set listen=0.0.0.0:7411' and start each "
+                "engine with MEMCACHE_META_ADDRESS=<its host>:7411, or meta_address in kv_connector_extra_config",
                 store.meta_address,
             )
         else:
