@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import selectors
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import IO
 
 import pytest
 
@@ -15,6 +17,29 @@ import memcache
 
 START_S = 30.0
 """Longest wait for a process to say that it is ready."""
+
+
+def line_with(word: str, pipe: IO[str], seconds: float) -> str | None:
+    """The first line with `word` in it; None where the writer ends, or the time is over, without one.
+
+    Reads byte by byte past the pipe's buffer, so that whatever comes after the line stays for the next reader.
+    """
+    deadline = time.monotonic() + seconds
+    line = bytearray()
+    with selectors.DefaultSelector() as selector:
+        selector.register(pipe, selectors.EVENT_READ)
+        while (left := deadline - time.monotonic()) > 0:
+            if not selector.select(left):
+                continue
+            byte = os.read(pipe.fileno(), 1)
+            line += byte
+            if byte in (b"\n", b""):
+                if word in (text := line.decode(errors="replace")):
+                    return text.strip()
+                if not byte:
+                    return None
+                line.clear()
+    return None
 
 
 class Program:
@@ -26,19 +51,15 @@ class Program:
             [sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
         )
 
-    def expect(self, word: str) -> str:
+    def expect(self, word: str, *, on_stderr: bool = False) -> str:
         """The first line with this word in it."""
-        assert self.process.stdout is not None
-        os.set_blocking(self.process.stdout.fileno(), True)
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            line = self.process.stdout.readline()
-            if word in line:
-                return line.strip()
-            if not line:
-                break
-        self.process.kill()
-        raise AssertionError(f"never said {word!r}; stderr: {self.process.communicate()[1]}")
+        pipe = self.process.stderr if on_stderr else self.process.stdout
+        assert pipe is not None
+        line = line_with(word, pipe, START_S)
+        if line is None:
+            self.process.kill()
+            raise AssertionError(f"never said {word!r}; stderr: {self.process.communicate()[1]}")
+        return line
 
     def kill(self) -> None:
         self.process.send_signal(signal.SIGKILL)
