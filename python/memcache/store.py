@@ -27,10 +27,10 @@ Buffer: TypeAlias = Any
 BlockIds: TypeAlias = Sequence[int] | npt.NDArray[np.signedinteger[Any]] | npt.NDArray[np.unsignedinteger[Any]]
 """Block numbers, one a key: a one-dimensional ``int64``, ``int32`` or ``uint32`` array, or a sequence of ``int``."""
 Statuses: TypeAlias = npt.NDArray[np.int32]
+"""One status a key, shape ``(keys,)``: the numbers of :class:`PutStatus`, :class:`GetStatus` or :class:`PinStatus`."""
 
 PIN_MS_MAX = 30 * 24 * 3_600_000
 """Longest soft pin, in milliseconds."""
-"""One status a key, shape ``(keys,)``: the numbers of :class:`PutStatus` or :class:`GetStatus`."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Store:
         return self._core.exist(keys, timeout_ms)
 
     def exist_async(self, keys: Keys, timeout_ms: int | None = None) -> Completion[npt.NDArray[np.uint8]]:
-        """For each key 0 absent, 1 readable, 2 being written; without waiting."""
+        """For each key a :class:`memcache.Presence`, without waiting."""
         return Completion(self._core.exist_async(keys, timeout_ms))
 
     def remove_batch(self, keys: Keys, timeout_ms: int | None = None) -> npt.NDArray[np.bool_]:
