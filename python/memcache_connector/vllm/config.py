@@ -10,30 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import memcache
 from memcache_connector.common.lend import automatic_lend
 
 AUTO = "auto"
-STORE_KEYS = (
-    "meta_address",
-    "pool_id",
-    "lend_bytes",
-    "protocol",
-    "rdma_device",
-    "node_name",
-    "data_host",
-    "timeout_ms",
-    "checksum",
-    "checksum_one_in",
-    "huge_pages",
-    "transfer_threads",
-    "copy_kernel",
-    "replica_num",
-    "repair_bytes_per_s",
-    "path",
-    "costs",
-    "holdings_slots",
-    "persist",
-)
+STORE_KEYS = tuple(entry.name for entry in fields(memcache.StoreConfig))
 """Keys that are handed on to :class:`memcache.StoreConfig` as they are."""
 
 
@@ -151,8 +132,6 @@ def store_overrides(config: ConnectorConfig, engine_id: str, worker: bool, local
     The scheduler lends nothing. A worker lends ``lend_bytes`` where the extra configuration, the environment or the
     configuration file says so, else an automatic amount (:func:`~memcache_connector.common.lend.automatic_lend`).
     """
-    import memcache
-
     overrides = dict(config.store)
     overrides.setdefault("pool_id", pool_id(engine_id))
     lend = overrides.pop("lend_bytes", None)

@@ -15,6 +15,13 @@ from memcache_connector.vllm.version import check
 
 check(vllm.__version__)  # Before the rest: a clear error, not an ImportError of some name that older versions lack.
 
+try:
+    import memcache
+except ImportError as error:
+    raise ImportError(
+        f"the memcache package (distribution memcache-connector) is not installed completely: {error}"
+    ) from error
+
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -24,7 +31,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, rank_file, store_overrides
+from memcache_connector.vllm.config import ConnectorConfig, rank_file, store_overrides
 from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
 from memcache_connector.vllm.identity import byte_order, identity_fields, layout_name
 from memcache_connector.vllm.log import logger
@@ -109,12 +116,6 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _open_store(self, config: ConnectorConfig, is_worker: bool) -> Any:
         """The store of this process, or None when there can be no pool. Raises for an invalid configuration."""
-        try:
-            import memcache
-        except ImportError as error:
-            raise ConnectorConfigError(
-                f"the memcache package (distribution memcache-connector) is not installed completely: {error}"
-            ) from error
         parallel = self._vllm_config.parallel_config
         hosts = getattr(parallel, "nnodes_within_dp", 1)
         local_ranks = max(1, parallel.world_size // hosts)
