@@ -21,7 +21,8 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from bench_transfer import SHAPES, Program, cache_of, show, warm_up
+from bench_transfer import SHAPES, cache_of, check, show, warm_up
+from programs import START_S, Program
 
 import memcache
 
@@ -32,7 +33,6 @@ FILL_KEYS = 4096
 """Keys of one call while the pool is filled."""
 VALUE_4K = 4096
 US = 1e6
-START_S = 60.0
 WARM_S = 3.0
 
 
@@ -124,11 +124,6 @@ def fill(store: memcache.Store, have: int, want: int) -> None:
         check(store.put_batch(names(start, count), [b"x"] * count))
     seconds = time.perf_counter() - started
     show(f"filled up to {want} objects: {(want - have) / seconds / 1e3:.0f} k objects/s at {FILL_KEYS} a call")
-
-
-def check(statuses: npt.NDArray[Any]) -> None:
-    if statuses.any():
-        raise SystemExit(f"a transfer failed: {statuses}")
 
 
 def batches(objects: int, keys: int, count: int) -> list[list[bytes]]:

@@ -16,7 +16,6 @@ import os
 import platform
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,13 +23,13 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from programs import Program
 
 import memcache
 
 KIB = 1 << 10
 BLOCKS = 64
 BATCHES = (1, 8, 32)
-START_S = 60.0
 WARM_S = 1.5
 GB = 1e9
 
@@ -68,33 +67,6 @@ class Row:
     to_memcpy: float
     to_pieces: float
     to_kernel_on_two: float | None = None
-
-
-class Program:
-    """A service process, stopped on exit."""
-
-    def __init__(self, module: str, ready: str, *settings: str) -> None:
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        self.process = subprocess.Popen([sys.executable, "-m", module, *arguments], stdout=subprocess.PIPE, text=True)
-        self.line = self._wait_for(ready)
-
-    def _wait_for(self, ready: str) -> str:
-        assert self.process.stdout is not None
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            line = self.process.stdout.readline()
-            if ready in line:
-                return line.strip()
-            if not line:
-                break
-        raise SystemExit(f"a service never said {ready!r}")
-
-    def __enter__(self) -> Program:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.terminate()
-        self.process.wait(10)
 
 
 def cache_of(shape: Shape) -> list[npt.NDArray[np.uint8]]:

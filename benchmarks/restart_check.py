@@ -9,15 +9,17 @@ wrong, or not back within ``--limit-s`` of its node's joining again.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import TracebackType
+from typing import Self
 
 import numpy as np
+from programs import Program
 
 import memcache
 
@@ -25,32 +27,6 @@ BATCH = 2000
 LOOK_UP = 20_000
 PATIENCE_S = 60.0
 POOL = np.random.default_rng(1).integers(0, 256, 1 << 20, np.uint8)
-
-
-class Program:
-    """One `python -m memcache.*` process."""
-
-    def __init__(self, module: str, *settings: str) -> None:
-        arguments = [part for setting in settings for part in ("--set", setting)]
-        command = [sys.executable, "-m", module, *arguments]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    def expect(self, word: str) -> str:
-        """The first line with this word in it."""
-        assert self.process.stdout is not None
-        for line in self.process.stdout:
-            if word in line:
-                return line.strip()
-        raise SystemExit(f"a process ended without saying {word!r}: {self.process.args}")
-
-    def kill(self) -> None:
-        self.process.send_signal(signal.SIGKILL)
-        self.process.wait(10)
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.terminate()
-            self.process.wait(10)
 
 
 def key(number: int) -> str:
@@ -105,6 +81,75 @@ def check_sample(store: memcache.Store, objects: int, length: int, sample: int) 
     return wrong
 
 
+class Pool:
+    """A MetaService and its nodes, which keep their memory in files."""
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self._options = options
+        self._files = [Path(f"/dev/shm/memcache-restart-check-{os.getpid()}-{i}") for i in range(options.nodes)]
+        self._running = contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as started:
+            for file in self._files:
+                started.callback(file.unlink, missing_ok=True)
+            self._running = started
+            self.meta = self.start_meta("127.0.0.1:0")
+            self.address = self.meta.line.split()[-1]
+            self.nodes = [self.start_node(index) for index in range(self._options.nodes)]
+            self._running = started.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._running.close()
+
+    def start_meta(self, listen: str) -> Program:
+        return self._running.enter_context(Program("memcache.meta", "serving on", f"listen={listen}", quiet=True))
+
+    def start_node(self, index: int) -> Program:
+        each = self._options.objects // self._options.nodes * 3 // 2 + 1024
+        settings = (
+            f"meta_address={self.address}",
+            f"lend_bytes={each * (self._options.bytes + 192)}",
+            f"holdings_slots={each}",
+            f"persist={self._files[index]}",
+            f"node_name=node{index}",
+        )
+        return self._running.enter_context(Program("memcache.local", "joined", *settings, quiet=True))
+
+
+def fill(store: memcache.Store, options: argparse.Namespace) -> None:
+    started = time.monotonic()
+    for first in range(0, options.objects, BATCH):
+        part = range(first, min(first + BATCH, options.objects))
+        statuses = store.put_batch([key(i) for i in part], [value(i, options.bytes) for i in part])
+        assert (np.asarray(statuses) == memcache.PutStatus.STORED).all()
+    took = time.monotonic() - started
+    held = [(node["name"], node["objects"]) for node in nodes(store)]
+    print(f"{options.objects} objects of {options.bytes} bytes put in {took:.1f} s; on the nodes: {held}")
+    assert count_present(store, options.objects) == options.objects
+
+
+def is_recovered(
+    store: memcache.Store, options: argparse.Namespace, what: str, killed: Program, restart: Callable[[], object]
+) -> bool:
+    """Kills and restarts a service, and waits for all objects; whether they were back soon enough, and right."""
+    killed.kill()
+    dead = time.monotonic()
+    restart()
+    joined = time.monotonic()
+    wait_for("all objects are back", lambda: count_present(store, options.objects) == options.objects)
+    ready = time.monotonic()
+    wrong = check_sample(store, options.objects, options.bytes, options.sample)
+    print(
+        f"kill -9 of {what}: started anew and all nodes joined after {joined - dead:.2f} s, all {options.objects} "
+        f"readable {ready - joined:.3f} s after that; {wrong} of {options.sample} sampled wrong"
+    )
+    return wrong == 0 and ready - joined <= options.limit_s
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--objects", type=int, default=100_000)
@@ -113,81 +158,20 @@ def main() -> int:
     parser.add_argument("--sample", type=int, default=10_000, help="objects compared byte by byte")
     parser.add_argument("--limit-s", type=float, default=2.0)
     options = parser.parse_args()
-    objects, length = options.objects, options.bytes
-    each = objects // options.nodes * 3 // 2 + 1024
-    files = [Path(f"/dev/shm/memcache-restart-check-{os.getpid()}-{index}") for index in range(options.nodes)]
-    running: list[Program] = []
-
-    def start(module: str, *settings: str) -> Program:
-        running.append(Program(module, *settings))
-        return running[-1]
-
-    def start_node(index: int) -> Program:
-        return start(
-            "memcache.local",
-            f"meta_address={address}",
-            f"lend_bytes={each * (length + 192)}",
-            f"holdings_slots={each}",
-            f"persist={files[index]}",
-            f"node_name=node{index}",
-        )
-
     failures: list[str] = []
-    try:
-        meta = start("memcache.meta", "listen=127.0.0.1:0")
-        address = meta.expect("serving on").split()[-1]
-        locals_ = [start_node(index) for index in range(options.nodes)]
-        for node in locals_:
-            node.expect("joined")
-        with memcache.Store(meta_address=address, timeout_ms=20_000) as store:
-            started = time.monotonic()
-            for first in range(0, objects, BATCH):
-                part = range(first, min(first + BATCH, objects))
-                statuses = store.put_batch([key(i) for i in part], [value(i, length) for i in part])
-                assert (np.asarray(statuses) == memcache.PutStatus.STORED).all()
-            took = time.monotonic() - started
-            held = [(node["name"], node["objects"]) for node in nodes(store)]
-            print(f"{objects} objects of {length} bytes put in {took:.1f} s; on the nodes: {held}")
-            assert count_present(store, objects) == objects
+    with Pool(options) as pool, memcache.Store(meta_address=pool.address, timeout_ms=20_000) as store:
+        fill(store, options)
 
-            meta.kill()
-            killed = time.monotonic()
-            meta = start("memcache.meta", f"listen={address}")
-            meta.expect("serving on")
-            up = time.monotonic()
+        def restart_meta() -> None:
+            pool.start_meta(pool.address)
             wait_for("all nodes are back", lambda: len(nodes(store)) == options.nodes)
-            joined = time.monotonic()
-            wait_for("all objects are back", lambda: count_present(store, objects) == objects)
-            ready = time.monotonic()
-            wrong = check_sample(store, objects, length, options.sample)
-            print(
-                f"kill -9 of the MetaService: up again after {up - killed:.2f} s, the last node joined "
-                f"{joined - up:.2f} s later, all {objects} readable {ready - joined:.3f} s after that; "
-                f"{wrong} of {options.sample} sampled wrong"
-            )
-            if wrong or ready - joined > options.limit_s:
-                failures.append("MetaService")
 
-            mine = next(int(str(node["objects"])) for node in nodes(store) if node["name"] == "node0")
-            locals_[0].kill()
-            killed = time.monotonic()
-            node = start_node(0)
-            node.expect("joined")
-            joined = time.monotonic()
-            wait_for("all objects are back", lambda: count_present(store, objects) == objects)
-            ready = time.monotonic()
-            wrong = check_sample(store, objects, length, options.sample)
-            print(
-                f"kill -9 of a LocalService with {mine} objects: joined again after {joined - killed:.2f} s, "
-                f"all readable {ready - joined:.3f} s after that; {wrong} of {options.sample} sampled wrong"
-            )
-            if wrong or ready - joined > options.limit_s:
-                failures.append("LocalService")
-    finally:
-        for program in reversed(running):
-            program.stop()
-        for file in files:
-            file.unlink(missing_ok=True)
+        if not is_recovered(store, options, "the MetaService", pool.meta, restart_meta):
+            failures.append("MetaService")
+        held = next(node["objects"] for node in nodes(store) if node["name"] == "node0")
+        what = f"a LocalService with {held} objects"
+        if not is_recovered(store, options, what, pool.nodes[0], lambda: pool.start_node(0)):
+            failures.append("LocalService")
     print("FAILED: " + ", ".join(failures) if failures else f"all back within {options.limit_s:g} s")
     return 1 if failures else 0
 

@@ -8,8 +8,10 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from programs import START_S
+
 from .base import Peer
-from .processes import START_S, PeerError, Services, free_port
+from .processes import PeerError, Services, free_port
 from .shapes import Cache
 
 # Without it a batch of more than 1,024 pieces to one peer fails in part instead of waiting.

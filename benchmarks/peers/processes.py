@@ -8,13 +8,13 @@ import socket
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-START_S = 60.0
+from programs import START_S, line_with
+
 STOP_S = 5.0
 _TICK = os.sysconf("SC_CLK_TCK")
 
@@ -57,14 +57,10 @@ class Services:
         if ready is None:
             return ""
         assert process.stdout is not None
-        deadline = time.monotonic() + START_S
-        while time.monotonic() < deadline:
-            line = process.stdout.readline()
-            if ready in line:
-                return line.strip()
-            if not line:
-                break
-        raise PeerError(f"{command[0]} never said {ready!r}: {Path(log.name).read_text()[-500:]}")
+        line = line_with(ready, process.stdout, START_S)
+        if line is None:
+            raise PeerError(f"{command[0]} never said {ready!r}: {Path(log.name).read_text()[-500:]}")
+        return line
 
     def start_python(self, module: str, *arguments: str, ready: str, env: dict[str, str] | None = None) -> str:
         """Starts a module of this environment."""

@@ -6,8 +6,10 @@ import shutil
 import time
 from collections.abc import Sequence
 
+from programs import START_S
+
 from .base import Peer
-from .processes import START_S, PeerError, Services
+from .processes import PeerError, Services
 from .shapes import Cache
 
 

@@ -48,7 +48,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
 pub use memcache_config::EvictionPolicy;
-use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
+use memcache_types::{ClientId, Epoch, NodeId, SegmentId};
 
 pub use self::clock::Millis;
 pub use self::drain::DrainReport;
@@ -72,6 +72,7 @@ use self::index::KeyIndex;
 use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
 use self::lookup::Lease;
+use self::membership::Departed;
 use self::node::Node;
 use self::object::Object;
 use self::pins::Pins;
@@ -152,8 +153,8 @@ pub struct Core {
     /// `None`: hot keys get none.
     hot: Option<Box<Hot>>,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
-    /// Newest incarnation of nodes that are gone, and the order in which they went.
-    departed: BTreeMap<NodeId, Incarnation>,
+    /// Nodes that are gone, each in its newest incarnation, and the order in which they went.
+    departed: BTreeMap<NodeId, Departed>,
     departed_order: VecDeque<NodeId>,
     /// No node can count as dead before.
     next_death: Millis,

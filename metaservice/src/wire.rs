@@ -4,7 +4,7 @@ use memcache_proto::pack::{self, WireError};
 use memcache_proto::pb::{self, reply, request};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 
-use crate::core::{Core, DrainReport, Effect, JoinRequest, Millis, Refusal, ReserveRequest, SegmentOffer};
+use crate::core::{Core, DrainReport, Effect, GoneReason, JoinRequest, Millis, Refusal, ReserveRequest, SegmentOffer};
 
 /// Answers one request. Trouble with the whole request becomes a `Failure` that names it; nothing here panics on bad
 /// input. What the shell should log is added to `effects`.
@@ -322,10 +322,13 @@ fn drain_progress(report: DrainReport) -> pb::DrainProgress {
 }
 
 fn drain_state(report: DrainReport) -> i32 {
-    let state = match report {
-        DrainReport { drain: None, .. } => pb::DrainState::NotDraining,
-        DrainReport { is_empty: false, .. } => pb::DrainState::Draining,
-        DrainReport { is_empty: true, .. } => pb::DrainState::Drained,
+    let state = match (report.drain, report.is_empty, report.gone) {
+        // Whatever it went of then, nothing went with it.
+        (Some(_), true, _) => pb::DrainState::Drained,
+        (_, _, Some(GoneReason::Left)) => pb::DrainState::Left,
+        (_, _, Some(GoneReason::Silent | GoneReason::Replaced)) => pb::DrainState::Lost,
+        (Some(_), false, None) => pb::DrainState::Draining,
+        (None, _, None) => pb::DrainState::NotDraining,
     };
     state.into()
 }

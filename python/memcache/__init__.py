@@ -31,7 +31,7 @@ from memcache.errors import (
 )
 from memcache.layout import KvLayout
 from memcache.services import LocalService, MetaService
-from memcache.status import GetStatus, PinStatus, PutStatus
+from memcache.status import GetStatus, PinStatus, Presence, PutStatus
 from memcache.store import FieldDifference, Store
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "MetaService",
     "NoSpace",
     "PinStatus",
+    "Presence",
     "PutStatus",
     "SizeMismatch",
     "Store",

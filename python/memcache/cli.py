@@ -6,10 +6,10 @@ import argparse
 import json
 import sys
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 from memcache._core import explain_shape
-from memcache.errors import ConfigError, InvalidArgument, MemCacheError
+from memcache.errors import ConfigError, InvalidArgument, MemCacheError, Timeout, Unavailable
 from memcache.replay import POLICIES, replay, table, write_plot
 from memcache.status import PinStatus
 from memcache.store import Store
@@ -22,29 +22,51 @@ WAIT_STEP_S = 0.1
 PROGRESS_STEP_S = 1.0
 """How often the command says how far it is."""
 
+FAILED, BAD_ARGUMENTS, NOT_THERE, NOT_YET = 1, 2, 3, 4
+EXIT_CODES = """exit codes:
+  0  done
+  1  the pool cannot be reached, or the node that was to be emptied is lost, left, or is no longer being emptied
+  2  wrong arguments or settings
+  3  info, pin: a key is not there (or was not pinned for another reason)
+  4  drain: --wait-ms is over and the node is not empty
+"""
+
+
+class Answer(NamedTuple):
+    """What a command has to say."""
+
+    found: Any
+    """As JSON."""
+    text: str
+    """For people."""
+    code: int = 0
+
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; its exit code: 0, 2 for bad settings, 1 if the pool cannot be reached."""
+    """Runs the command; its exit code, see :data:`EXIT_CODES`."""
     options = _parser().parse_args(arguments)
-    found: Any
     try:
         if options.command in ("plan", "replay"):
-            found, text = _plan(options) if options.command == "plan" else _replay(options)
-            print(json.dumps(found, indent=2) if options.json else text)
-            return 0
-        with Store(meta_address=options.meta_address, lend_bytes=0) as store:
-            if store.embedded:
-                raise ConfigError("no MetaService address: give --meta-address or set MEMCACHE_META_ADDRESS")
-            found, text = options.run(store, options)
+            answer = _plan(options) if options.command == "plan" else _replay(options)
+        else:
+            with Store(meta_address=options.meta_address, lend_bytes=0) as store:
+                if store.embedded:
+                    raise ConfigError("no MetaService address: give --meta-address or set MEMCACHE_META_ADDRESS")
+                answer = options.run(store, options)
     except MemCacheError as error:
         print(f"memcache: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ValueError) else 1
-    print(json.dumps(found, indent=2) if options.json else text)
-    return 0
+        return BAD_ARGUMENTS if isinstance(error, ValueError) else FAILED
+    print(json.dumps(answer.found, indent=2) if options.json else answer.text)
+    return answer.code
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="memcache", description="Look at a MemCache pool, and run it.")
+    parser = argparse.ArgumentParser(
+        prog="memcache",
+        description="Look at a MemCache pool, and run it.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     status = commands.add_parser("status", help="nodes, objects and bytes of the pool")
     nodes = commands.add_parser("nodes", help="the nodes of the pool")
@@ -73,10 +95,13 @@ def _parser() -> argparse.ArgumentParser:
     mode.add_argument("--cancel", dest="mode", action="store_const", const="cancel", help="end a drain; the node stays")
     mode.add_argument("--look", dest="mode", action="store_const", const="look", help="only say how far it is")
     drain.add_argument(
-        "--wait-ms", type=int, default=0, help="wait so long for its end and say how far it is, milliseconds"
+        "--wait-ms", type=int, default=0, help="wait so long until it has left, and say how far it is, milliseconds"
     )
     drain.set_defaults(mode="move")
     runs = ((status, _status), (nodes, _nodes), (info, _info), (drain, _drain), (pin, _pin), (unpin, _unpin))
+    for command in (info, pin, drain):
+        command.epilog = EXIT_CODES
+        command.formatter_class = argparse.RawDescriptionHelpFormatter
     for command, run in runs:
         command.set_defaults(run=run)
         command.add_argument("--json", action="store_true", help="print JSON")
@@ -112,14 +137,14 @@ def _add_replay(replay: argparse.ArgumentParser) -> None:
     replay.add_argument("--plot", metavar="FILE.svg", help="also draw hit rate against capacity")
 
 
-def _replay(options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+def _replay(options: argparse.Namespace) -> Answer:
     found = replay(options.trace, options.capacity_tokens, options.policy)
     if options.plot:
         write_plot(found, options.trace, options.plot)
-    return found, table(found)
+    return Answer(found, table(found))
 
 
-def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _plan(options: argparse.Namespace) -> Answer:
     for name in ("pieces", "bytes", "objects"):
         if not 0 <= getattr(options, name) < 1 << 63:
             raise InvalidArgument(f"--{name} is {getattr(options, name)}; want a number from 0 on")
@@ -135,17 +160,18 @@ def _plan(options: argparse.Namespace) -> tuple[dict[str, Any], str]:
         not options.no_checksum,
         options.relay,
     )
-    return found, f"{found.pop('text').rstrip()}\ncosts: {found['costs']}"
+    text = found.pop("text").rstrip()
+    return Answer(found, f"{text}\ncosts: {found['costs']}")
 
 
-def _status(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _status(store: Store, options: argparse.Namespace) -> Answer:
     found = store.status(options.timeout_ms)
-    return found, _table(found)
+    return Answer(found, _table(found))
 
 
-def _nodes(store: Store, options: argparse.Namespace) -> tuple[list[dict[str, Any]], str]:
+def _nodes(store: Store, options: argparse.Namespace) -> Answer:
     found = store.status(options.timeout_ms)
-    return found["nodes"], "\n".join(_node_lines(found))
+    return Answer(found["nodes"], "\n".join(_node_lines(found)))
 
 
 def _key(text: str, is_hex: bool) -> str | bytes:
@@ -155,23 +181,25 @@ def _key(text: str, is_hex: bool) -> str | bytes:
         raise InvalidArgument(f"KEY {text!r}: not hexadecimal") from error
 
 
-def _pin(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _pin(store: Store, options: argparse.Namespace) -> Answer:
     keys = [_key(key, options.hex) for key in options.keys]
     statuses = store.pin(keys, options.ttl_ms, hard=options.hard, timeout_ms=options.timeout_ms)
-    found = {key: PinStatus(status).name for key, status in zip(options.keys, statuses.tolist(), strict=True)}
+    words = [PinStatus(status).name.lower().replace("_", " ") for status in statuses.tolist()]
+    found = dict(zip(options.keys, words, strict=True))
     lines = [f"{key}: {name}" for key, name in found.items()]
     if PinStatus.OVER_QUOTA in statuses:
-        lines.append("OVER_QUOTA: hard pins hold hard_pin_quota (a setting of the MetaService) of a node's memory")
-    return found, "\n".join(lines)
+        lines.append("over quota: hard pins hold hard_pin_quota (a setting of the MetaService) of a node's memory")
+    return Answer(found, "\n".join(lines), 0 if (statuses == PinStatus.PINNED).all() else NOT_THERE)
 
 
-def _unpin(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _unpin(store: Store, options: argparse.Namespace) -> Answer:
     unpinned = store.unpin([_key(key, options.hex) for key in options.keys], options.timeout_ms)
-    found = dict(zip(options.keys, unpinned.tolist(), strict=True))
-    return found, "\n".join(f"{key}: {'unpinned' if was else 'not pinned'}" for key, was in found.items())
+    words = ["unpinned" if was else "not pinned" for was in unpinned.tolist()]
+    found = dict(zip(options.keys, words, strict=True))
+    return Answer(found, "\n".join(f"{key}: {word}" for key, word in found.items()))
 
 
-def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _info(store: Store, options: argparse.Namespace) -> Answer:
     found = store.info(_key(options.key, options.hex), options.timeout_ms)
     lines = [
         f"{found['state']}   {found['payload_bytes']} bytes   "
@@ -185,35 +213,82 @@ def _info(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], st
         f"generation {one['generation']}   {one['leases']} leases{'   draining' if one['draining'] else ''}"
         for one in found["replicas"]
     ]
-    return found, "\n".join(lines)
+    return Answer(found, "\n".join(lines), NOT_THERE if found["state"] == "absent" else 0)
 
 
-def _drain(store: Store, options: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _drain(store: Store, options: argparse.Namespace) -> Answer:
     found = store.drain(options.node, options.mode, options.timeout_ms)
+    waits = options.wait_ms > 0 and options.mode != "cancel"
+    if waits:
+        found = _wait_until_gone(store, options, found)
+    code, why = _outcome(found["state"], waits)
+    if code == NOT_YET:
+        why = _obstacle(store.status(options.timeout_ms), found, options.mode)
+    if why:
+        found["why"] = why
+    return Answer(found, f"{_progress(found)}\n{why}" if why else _progress(found), code)
+
+
+def _wait_until_gone(store: Store, options: argparse.Namespace, found: dict[str, Any]) -> dict[str, Any]:
+    """Looks until the node is out of the pool or no longer being emptied, or the time is over; the last look.
+
+    While nobody answers, or a MetaService that was restarted does not know the node yet, it goes on looking. Raises
+    :class:`memcache.Unavailable` where that is all there was at the end.
+    """
     until = time.monotonic() + options.wait_ms / 1000
     told = time.monotonic()
-    while options.mode in ("move", "evict", "drop") and time.monotonic() < until:
+    trouble: MemCacheError | None = None
+    while found["in_pool"] and found["state"] in ("draining", "drained") and time.monotonic() < until:
         time.sleep(WAIT_STEP_S)
         if time.monotonic() - told >= PROGRESS_STEP_S:
             told = time.monotonic()
-            print(_progress(found), file=sys.stderr, flush=True)
+            print(trouble or _progress(found), file=sys.stderr, flush=True)
         try:
-            found = store.drain(options.node, "look", options.timeout_ms)
-        except InvalidArgument:
-            # It is empty and has left. What moved since the last look, and what went, is not known.
-            found |= {"state": "gone", "objects": 0, "left_bytes": 0}
-            break
-    return found, _progress(found)
+            found, trouble = store.drain(options.node, "look", options.timeout_ms), None
+        except (InvalidArgument, Timeout, Unavailable) as error:
+            trouble = error
+    if trouble is not None:
+        raise Unavailable(f"it is not known what became of node {found['node']}: {trouble}")
+    return found
+
+
+def _outcome(state: str, waited: bool) -> tuple[int, str]:
+    """The exit code of a drain in this state, and what it means where that is not plain."""
+    match state:
+        case "lost":
+            return FAILED, "it died with what it held"
+        case "left":
+            return FAILED, "it left with what it held"
+        case "no" if waited:
+            return FAILED, "it is not being emptied: never begun, cancelled, or it or the MetaService was started anew"
+        case "draining" if waited:
+            return NOT_YET, ""
+        case _:
+            return 0, ""
+
+
+def _obstacle(status: dict[str, Any], found: dict[str, Any], mode: str) -> str:
+    """Why a drain does not go on, as far as that can be told from outside."""
+    if found["objects"] == 0 or mode == "drop":
+        return "what is left is still read or written"
+    takers = [one for one in status["nodes"] if one["node"] != found["node"] and one["drain"] == "no"]
+    if not any(not one["listing"] for one in takers):
+        return "no other node takes objects"
+    free = sum(one["capacity_bytes"] - one["used_bytes"] for one in takers)
+    if free < found["left_bytes"] and mode != "evict":
+        return f"the other nodes have no more than {free / MIB:.1f} MiB free; with --evict room is made"
+    return ""
 
 
 def _progress(found: dict[str, Any]) -> str:
-    text = f"node {found['node']}: {found['state']}, {found['objects']} objects left"
-    if found["state"] == "gone":
-        return text
+    state = "not draining" if found["state"] == "no" else found["state"]
     amounts = (
         f"{found[f'{what}_objects']} {what} ({found[f'{what}_bytes'] / MIB:.1f} MiB)" for what in ("moved", "dropped")
     )
-    return f"{text} ({found['left_bytes'] / MIB:.1f} MiB), {', '.join(amounts)}"
+    return (
+        f"node {found['node']}: {state}, {found['objects']} objects left ({found['left_bytes'] / MIB:.1f} MiB), "
+        f"{', '.join(amounts)}"
+    )
 
 
 def _table(status: dict[str, Any]) -> str:
@@ -229,6 +304,8 @@ def _table(status: dict[str, Any]) -> str:
         )
     if status["extra_replicas"]:
         lines.append(f"extra replicas of hot keys {status['extra_replicas']}, {status['extra_bytes'] / MIB:.1f} MiB")
+    if status["leases"] or status["reservations"]:
+        lines.append(f"leases of readers {status['leases']}   reservations of writers {status['reservations']}")
     if status["soft_pins"] or status["hard_pins"]:
         bytes_of = {kind: sum(node[f"{kind}_pinned_bytes"] for node in status["nodes"]) for kind in ("soft", "hard")}
         lines.append(
@@ -247,6 +324,14 @@ def _node_lines(status: dict[str, Any]) -> list[str]:
         f"{node['capacity_bytes'] / MIB:>12.1f}{node['heartbeat_age_ms']:>13}{node['drain']:>10}"
         for node in status["nodes"]
     ]
+    for node in status["nodes"]:
+        if node["listing"]:
+            lines.append(f"node {node['node']}: listing, takes nothing new before it has told all that it holds")
+        if node["unrecorded"]:
+            lines.append(
+                f"node {node['node']}: {node['unrecorded']} objects unrecorded, which a restart of the MetaService "
+                f"would lose (see holdings_slots)"
+            )
     # A drain that is under way or done, as `memcache drain` tells it.
     lines += [
         _progress(node | {"state": node["drain"]} | node["drain_progress"])

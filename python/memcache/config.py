@@ -67,6 +67,12 @@ class StoreConfig:
     copy_kernel: str = "auto"
     """How large copies of host memory are made: ``"auto"``, ``"avx2-nt-lines"``, ``"avx2-nt-2-runs"`` or
     ``"avx512-nt-4-runs"``. The first store of a process that names one decides for all of it (docs/adr/0010)."""
+    holdings_slots: int = 0
+    """Most objects of the lent memory that are written down in it, so that they are found again after a restart of the
+    MetaService; 0: one for every 64 KB, and at least one for every 4 KB up to 1024."""
+    persist: str = ""
+    """File to lend instead of memory that ends with this process, on tmpfs or hugetlbfs such as ``/dev/shm/NAME``: a
+    process that lends it again brings back what it holds. It stays until somebody deletes it."""
 
     @classmethod
     def load(cls, file: PathLike | None = None, /, **overrides: Any) -> StoreConfig:
@@ -80,7 +86,7 @@ class StoreConfig:
         values: dict[str, Any] = {}
         for entry in fields(cls):
             text = settings[entry.name]
-            if entry.name in ("timeout_ms", "transfer_threads", "replica_num", "checksum_one_in"):
+            if entry.name in ("timeout_ms", "transfer_threads", "replica_num", "checksum_one_in", "holdings_slots"):
                 values[entry.name] = int(text)
             elif entry.name == "huge_pages":
                 values[entry.name] = text == "true"

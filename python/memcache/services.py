@@ -86,7 +86,8 @@ class LocalService(_Service[_core.LocalService]):
     Settings are the keys of ``conf/local.toml``; later ones win: defaults, the file ``config``, the environment
     (``MEMCACHE_LOCAL_LEND_BYTES``, ...), keyword arguments. The memory is there when :meth:`start` returns; joining the
     pool goes on in the background (:meth:`wait_joined`), also after the MetaService restarted. :meth:`stop` leaves the
-    pool and frees the memory; what it held is gone. As a context manager it is started on entry, stopped on exit.
+    pool and frees the memory; what it held is gone, unless ``persist`` names a file, which the next to lend it brings
+    back with what it holds. As a context manager it is started on entry, stopped on exit.
 
     :meth:`start` raises :class:`memcache.ConfigError` for a bad setting, :class:`memcache.AddressInUse` for a taken
     data port and :class:`memcache.MemCacheError` if the memory cannot be had.

@@ -60,3 +60,14 @@ class PinStatus(IntEnum):
     """Not readable."""
     OVER_QUOTA = -1
     """Hard pins hold their part of a node's memory already: ``hard_pin_quota``, a setting of the MetaService."""
+
+
+class Presence(IntEnum):
+    """What the pool has under one key."""
+
+    ABSENT = 0
+    """Nothing."""
+    READABLE = 1
+    """A value."""
+    PENDING = 2
+    """Nothing yet; somebody is writing it."""

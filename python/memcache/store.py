@@ -27,10 +27,10 @@ Buffer: TypeAlias = Any
 BlockIds: TypeAlias = Sequence[int] | npt.NDArray[np.signedinteger[Any]] | npt.NDArray[np.unsignedinteger[Any]]
 """Block numbers, one a key: a one-dimensional ``int64``, ``int32`` or ``uint32`` array, or a sequence of ``int``."""
 Statuses: TypeAlias = npt.NDArray[np.int32]
+"""One status a key, shape ``(keys,)``: the numbers of :class:`PutStatus`, :class:`GetStatus` or :class:`PinStatus`."""
 
 PIN_MS_MAX = 30 * 24 * 3_600_000
 """Longest soft pin, in milliseconds."""
-"""One status a key, shape ``(keys,)``: the numbers of :class:`PutStatus` or :class:`GetStatus`."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class Store:
         return self._core.exist(keys, timeout_ms)
 
     def exist_async(self, keys: Keys, timeout_ms: int | None = None) -> Completion[npt.NDArray[np.uint8]]:
-        """For each key 0 absent, 1 readable, 2 being written; without waiting."""
+        """For each key a :class:`memcache.Presence`, without waiting."""
         return Completion(self._core.exist_async(keys, timeout_ms))
 
     def remove_batch(self, keys: Keys, timeout_ms: int | None = None) -> npt.NDArray[np.bool_]:
@@ -348,12 +348,15 @@ class Store:
         all nodes are evicted until the rest fits, pinned ones never; ``"drop"`` lets them go; ``"cancel"`` ends it and
         the node stays; ``"look"`` changes nothing. A node that is drained leaves the pool by itself.
 
-        The answer: ``state`` (``"no"``, ``"draining"`` or ``"drained"``); ``objects`` and ``left_bytes``, which are
+        The answer: ``state``; ``in_pool``, whether the node is still there; ``objects`` and ``left_bytes``, which are
         left, the bytes with what is written or still read; and since the drain began ``moved_objects`` and
         ``moved_bytes``, which are on other nodes now, ``dropped_objects`` and ``dropped_bytes``, which were the last of
-        their keys and are lost.
+        their keys and are lost. The states: ``"no"`` (not being emptied), ``"draining"``, ``"drained"`` (nothing is
+        left). A look also tells of a node that is out of the pool, and the numbers then say how it was when it went:
+        ``"drained"``, ``"left"`` (with what it held) or ``"lost"`` (it died, and what it held with it). The MetaService
+        remembers that of the last 65,536 such nodes, until it is restarted; a restart ends drains, too.
 
-        Raises :class:`memcache.InvalidArgument` where there is no such node.
+        Raises :class:`memcache.InvalidArgument` where there is no such node, to look at or to empty.
         """
         return self._core.drain(node, mode, timeout_ms)
 

@@ -4,7 +4,7 @@ use memcache_types::NodeId;
 
 use super::Core;
 use super::clock::Millis;
-use super::effect::Effect;
+use super::effect::{Effect, GoneReason};
 use super::index::Entry;
 use super::limits::{REPLY_REPAIRS_SEEN_MAX, TICK_DRAINED_MAX};
 use super::node::{Amount, Drain, Node};
@@ -29,6 +29,8 @@ pub struct DrainReport {
     pub dropped: Amount,
     /// Whether nothing is left, neither objects nor reservations nor anything that is read.
     pub is_empty: bool,
+    /// It is no longer in the pool, and why; the rest says how it was when it went.
+    pub gone: Option<GoneReason>,
 }
 
 impl Core {
@@ -63,10 +65,12 @@ impl Core {
         Some(self.drain_report(slot))
     }
 
-    /// How far a node is with being emptied; `None`: there is no such node.
+    /// How far a node is with being emptied, or was when it went; `None`: there is and was no such node, or it went
+    /// before a restart or too long ago.
     pub fn drain_state(&mut self, now: Millis, node: NodeId, effects: &mut Vec<Effect>) -> Option<DrainReport> {
         self.advance(now, effects);
-        self.node_ids.get(&node).map(|slot| self.drain_report(*slot))
+        let joined = self.node_ids.get(&node).map(|slot| self.drain_report(*slot));
+        joined.or_else(|| self.departed.get(&node).map(|gone| gone.last))
     }
 
     /// How far a node is with being emptied.
@@ -81,6 +85,7 @@ impl Core {
             moved: node.moved,
             dropped: node.dropped,
             is_empty: bytes == 0,
+            gone: None,
         }
     }
 

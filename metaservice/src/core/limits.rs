@@ -18,7 +18,7 @@ pub const LEASED_MAX: usize = 1 << 25;
 /// Most nodes.
 pub const NODES_MAX: usize = 1 << 16;
 
-/// Most departed nodes whose last incarnation is remembered; the longest departed is forgotten first.
+/// Most departed nodes that are remembered, with their last incarnation and how they went; the longest departed is forgotten first.
 pub const DEPARTED_MAX: usize = 1 << 16;
 
 /// Most reservations, leases or segments named in one request.

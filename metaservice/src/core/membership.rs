@@ -86,6 +86,14 @@ pub struct Beat {
     pub floor: u64,
 }
 
+/// How a node that is gone was last seen.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Departed {
+    pub(super) incarnation: Incarnation,
+    /// How far it was with being emptied, and why it is gone.
+    pub(super) last: DrainReport,
+}
+
 /// What a reader needs to know about a segment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct SegmentDescription {
@@ -128,7 +136,7 @@ impl Core {
         }
         let rests = lists || previous_epoch.get() != 0;
         // Who comes back under the same incarnation brings the same memory, and says so.
-        if !rests && self.departed.get(&node) == Some(&incarnation) {
+        if !rests && self.departed.get(&node).is_some_and(|gone| gone.incarnation == incarnation) {
             return Err(Refusal::Late { node, incarnation });
         }
         // Readers of the former life need the rest as writers do: a new object that covers the old one in part leaves
@@ -318,7 +326,7 @@ impl Core {
 
     pub(super) fn check_incarnation(&self, node: NodeId, claimed: Incarnation) -> Result<(), Refusal> {
         let joined = self.node_ids.get(&node).map(|slot| self.nodes[*slot].incarnation);
-        match joined.or_else(|| self.departed.get(&node).copied()) {
+        match joined.or_else(|| self.departed.get(&node).map(|gone| gone.incarnation)) {
             Some(current) if claimed < current => Err(Refusal::Stale { node, claimed, current }),
             _ => Ok(()),
         }
@@ -342,6 +350,7 @@ impl Core {
     /// Takes a node's segments out of the pool: its objects and reservations are gone at once. Objects under a lease
     /// are kept only so that the lease can end.
     pub(super) fn drop_node(&mut self, slot: Slot<Node>, reason: GoneReason, effects: &mut Vec<Effect>) {
+        let last = DrainReport { gone: Some(reason), ..self.drain_report(slot) };
         self.draining.remove(&slot);
         let segments = std::mem::take(&mut self.nodes[slot].segments);
         let objects = segments.iter().map(|segment| self.segments[*segment].objects).sum();
@@ -351,7 +360,7 @@ impl Core {
         let node = self.nodes.remove(slot);
         self.node_ids.remove(&node.id);
         self.forget_asked(node.id);
-        self.remember_departed(node.id, node.incarnation);
+        self.remember_departed(node.id, Departed { incarnation: node.incarnation, last });
         effects.push(Effect::NodeGone {
             node: node.id,
             incarnation: node.incarnation,
@@ -361,8 +370,8 @@ impl Core {
         });
     }
 
-    fn remember_departed(&mut self, node: NodeId, incarnation: Incarnation) {
-        if self.departed.insert(node, incarnation).is_none() {
+    fn remember_departed(&mut self, node: NodeId, departed: Departed) {
+        if self.departed.insert(node, departed).is_none() {
             self.departed_order.push_back(node);
         }
         while self.departed_order.len() > DEPARTED_MAX {

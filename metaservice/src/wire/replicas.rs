@@ -57,6 +57,7 @@ pub(super) fn drain(core: &mut Core, now: Millis, request: pb::Drain, effects: &
         state: drain_state(report),
         objects: report.objects,
         progress: Some(drain_progress(report)),
+        gone: report.gone.is_some(),
     })
 }
 

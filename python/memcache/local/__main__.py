@@ -59,7 +59,12 @@ def _wait(service: LocalService, stop: threading.Event) -> None:
             return
         waited += step
         if waited >= JOIN_REPORT_S > waited - step:
-            print(f"memcache-local: no MetaService answers at {service.meta_address} yet", file=sys.stderr, flush=True)
+            where = service.meta_address
+            print(
+                f"memcache-local: has not joined the pool of the MetaService at {where} yet",
+                file=sys.stderr,
+                flush=True,
+            )
     print("memcache-local: joined", flush=True)
     while not stop.wait(DRAINED_PERIOD_S):
         if service.wait_drained(0):

@@ -10,28 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import memcache
 from memcache_connector.common.lend import automatic_lend
 
 AUTO = "auto"
-STORE_KEYS = (
-    "meta_address",
-    "pool_id",
-    "lend_bytes",
-    "protocol",
-    "rdma_device",
-    "node_name",
-    "data_host",
-    "timeout_ms",
-    "checksum",
-    "checksum_one_in",
-    "huge_pages",
-    "transfer_threads",
-    "copy_kernel",
-    "replica_num",
-    "repair_bytes_per_s",
-    "path",
-    "costs",
-)
+STORE_KEYS = tuple(entry.name for entry in fields(memcache.StoreConfig))
 """Keys that are handed on to :class:`memcache.StoreConfig` as they are."""
 
 
@@ -45,7 +28,8 @@ class ConnectorConfig:
 
     Beside these, every key of :class:`memcache.StoreConfig` is accepted there (``meta_address``, ``lend_bytes``,
     ``protocol``, ...) and wins over the environment (``MEMCACHE_META_ADDRESS``, ...), which wins over the file named
-    by ``MEMCACHE_CONFIG``.
+    by ``MEMCACHE_CONFIG``. ``persist`` names a file a rank: where an engine has several, and where it is one of several
+    data-parallel ones, each appends its numbers (:func:`rank_file`).
     """
 
     model_id: str = ""
@@ -134,14 +118,20 @@ def pool_id(engine_id: str) -> str:
     return re.sub(r"_dp\d+$", "", engine_id)
 
 
+def rank_file(persist: str, engine_id: str, ranks: int, rank: int) -> str:
+    """The file that one worker lends where ``persist`` names one: no two workers of a host may lend the same."""
+    if not persist:
+        return ""
+    data_parallel = re.search(r"_dp\d+$", engine_id)
+    return f"{persist}{data_parallel[0] if data_parallel else ''}{f'_rank{rank}' if ranks > 1 else ''}"
+
+
 def store_overrides(config: ConnectorConfig, engine_id: str, worker: bool, local_ranks: int) -> dict[str, Any]:
     """What to override in ``memcache.StoreConfig`` for one process of the engine.
 
     The scheduler lends nothing. A worker lends ``lend_bytes`` where the extra configuration, the environment or the
     configuration file says so, else an automatic amount (:func:`~memcache_connector.common.lend.automatic_lend`).
     """
-    import memcache
-
     overrides = dict(config.store)
     overrides.setdefault("pool_id", pool_id(engine_id))
     lend = overrides.pop("lend_bytes", None)

@@ -6,6 +6,7 @@ from __future__ import annotations
 import socket
 import weakref
 from collections import defaultdict
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import vllm
@@ -13,6 +14,13 @@ import vllm
 from memcache_connector.vllm.version import check
 
 check(vllm.__version__)  # Before the rest: a clear error, not an ImportError of some name that older versions lack.
+
+try:
+    import memcache
+except ImportError as error:
+    raise ImportError(
+        f"the memcache package (distribution memcache-connector) is not installed completely: {error}"
+    ) from error
 
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
@@ -23,7 +31,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     SupportsHMA,
 )
 
-from memcache_connector.vllm.config import ConnectorConfig, ConnectorConfigError, store_overrides
+from memcache_connector.vllm.config import ConnectorConfig, rank_file, store_overrides
 from memcache_connector.vllm.geometry import Geometry, UnsupportedModel, read_geometry, read_place
 from memcache_connector.vllm.identity import byte_order, identity_fields, layout_name
 from memcache_connector.vllm.log import logger
@@ -108,12 +116,6 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
 
     def _open_store(self, config: ConnectorConfig, is_worker: bool) -> Any:
         """The store of this process, or None when there can be no pool. Raises for an invalid configuration."""
-        try:
-            import memcache
-        except ImportError as error:
-            raise ConnectorConfigError(
-                f"the memcache package (distribution memcache-connector) is not installed completely: {error}"
-            ) from error
         parallel = self._vllm_config.parallel_config
         hosts = getattr(parallel, "nnodes_within_dp", 1)
         local_ranks = max(1, parallel.world_size // hosts)
@@ -121,6 +123,8 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         role = f"worker{parallel.rank}" if is_worker else "scheduler"
         overrides.setdefault("node_name", f"{socket.gethostname()}:vllm:{role}")
         loaded = memcache.StoreConfig.load(**overrides)
+        file = rank_file(loaded.persist, self._engine_id, parallel.world_size, parallel.rank)
+        loaded = replace(loaded, persist=file)
         if not loaded.meta_address and hosts > 1:
             logger.error("MemCache is not used: an engine of several hosts needs a pool address (meta_address)")
             return None
@@ -141,8 +145,8 @@ class MemCacheConnector(KVConnectorBase_V1, SupportsHMA):
         if store.embedded:
             logger.info(
                 "MemCache: no pool address is configured, so this engine keeps a pool of its own (MetaService at %s). "
-                "To share one between engines, run 'python -m memcache.meta' and start each engine with "
-                "MEMCACHE_META_ADDRESS=<host>:<port>, or meta_address in kv_connector_extra_config",
+                "To share one between engines, run 'python -m memcache.meta --set listen=0.0.0.0:7411' and start each "
+                "engine with MEMCACHE_META_ADDRESS=<its host>:7411, or meta_address in kv_connector_extra_config",
                 store.meta_address,
             )
         else:

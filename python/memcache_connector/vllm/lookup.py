@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+import memcache
 from memcache_connector.common.breaker import CircuitBreaker
 from memcache_connector.common.keys import BATCH_KEYS_MAX, KeyMatrix, Slot, chain_keys, hash_matrix
 from memcache_connector.vllm.config import ConnectorConfig
@@ -19,10 +20,6 @@ from memcache_connector.vllm.stats import Counters
 
 PENDING_RETRY_SECONDS = 0.005
 """Pause between two look-ups of a prefix that somebody is writing."""
-
-PRESENT = 1
-"""Answer of ``exist_async`` for an object that can be read; 0 is absent, 2 is being written."""
-
 
 ANSWER_SECONDS = 1.0
 """How long an answer serves a request that vLLM asks about again because it had no blocks to give."""
@@ -131,8 +128,6 @@ class PrefixLookup:
         return True
 
     def _start(self, lookup: Lookup, now: float) -> bool:
-        import memcache
-
         if not self._breaker.allow():
             self._counters.add(lookups_skipped=1)
             return False
@@ -158,8 +153,6 @@ class PrefixLookup:
         return done
 
     def _finish(self, lookup: Lookup, local_units: int, now: float) -> bool:
-        import memcache
-
         try:
             answer = lookup.completion.result(timeout_ms=0)
         except memcache.MemCacheError as error:
@@ -192,7 +185,8 @@ class PrefixLookup:
                 present, promised = max(0, present - 1), max(0, promised - 1)
             return present, promised
         table = np.asarray(answer).reshape(lookup.units, columns)
-        return self._reachable(table == PRESENT, local_units), self._reachable(table != 0, local_units)
+        readable, known = table == memcache.Presence.READABLE, table != memcache.Presence.ABSENT
+        return self._reachable(readable, local_units), self._reachable(known, local_units)
 
     def _reachable(self, have: npt.NDArray[np.bool_], local_units: int) -> int:
         """The longest prefix, in units, of which ``have`` (shape ``(units, columns)``) holds all that is read."""

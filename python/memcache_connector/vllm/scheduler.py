@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+import memcache
+from memcache.store import fingerprint_digest
 from memcache_connector.common.breaker import CircuitBreaker
 from memcache_connector.vllm.config import ConnectorConfig
 from memcache_connector.vllm.geometry import Geometry
@@ -69,8 +71,6 @@ class SchedulerSide:
         ranks: int,
         saves: bool,
     ) -> None:
-        from memcache.store import fingerprint_digest
-
         self._config = config
         self._geometry = geometry
         self._fields = fields
@@ -107,8 +107,6 @@ class SchedulerSide:
 
     def _register(self) -> None:
         """Tell the pool this engine's fingerprint, and the operator how it differs from its neighbours'."""
-        import memcache
-
         scope = self._fields["model"]
         while not self._closed.wait(self._breaker_pause()):
             try:
@@ -336,8 +334,6 @@ class SchedulerSide:
 
     def reset(self) -> bool:
         """Remove every object of the pool, so that nothing computed before can be loaded. False when it could not."""
-        import memcache
-
         if not self._config.reset_clears_pool:
             logger.warning("the pool was not cleared: reset_clears_pool is off")
             return False

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+import memcache
 from memcache_connector.common.keys import Slot, hash_matrix, slot_keys
 from memcache_connector.vllm.config import ConnectorConfig
 from memcache_connector.vllm.geometry import Geometry, Group, RankPlace
@@ -41,8 +42,6 @@ class Part:
 
     def statuses(self) -> npt.NDArray[np.int32]:
         """A status for each block; only after :meth:`done`."""
-        import memcache
-
         if self.completion is not None:
             try:
                 return np.asarray(self.completion.result(timeout_ms=0), dtype=np.int32)
@@ -89,8 +88,6 @@ class WorkerSide:
 
     def register(self, kv_caches: dict[str, Any]) -> None:
         """The KV cache is allocated: one tensor (or list of tensors that share storage) per layer."""
-        import memcache
-
         if self._store is None:
             return
         try:
@@ -128,8 +125,6 @@ class WorkerSide:
 
     def start_loads(self, orders: MemCacheMetadata) -> None:
         """Start filling the blocks of the requests in ``orders``."""
-        import memcache
-
         timeout_ms, silent = self._config.load_timeout_ms, int(memcache.GetStatus.UNAVAILABLE)
         for plan in orders.loads:
             self._loads[plan.req_id] = [
@@ -145,16 +140,12 @@ class WorkerSide:
                 self._report.finished_saves[job.job_id] += 1
 
     def _start_save(self, key_prefix: bytes, job: SaveJob) -> None:
-        import memcache
-
         timeout_ms, silent = self._config.save_timeout_ms, int(memcache.PutStatus.UNAVAILABLE)
         self._saves[job.job_id] = [
             self._submit("put_blocks_async", key_prefix, blocks, timeout_ms, silent) for blocks in job.parts
         ]
 
     def _submit(self, call: str, prefix: bytes, blocks: GroupBlocks, timeout_ms: int, failed_status: int) -> Part:
-        import memcache
-
         layout = self._layouts.get(blocks.group)
         if layout is None:
             return Part(blocks, 0, None, failed_status)
@@ -189,8 +180,6 @@ class WorkerSide:
     def abandon_loads(self, req_ids: Iterable[str]) -> None:
         """Stop loads of requests that have ended meanwhile: nobody will read those blocks. Does not wait; :meth:`poll`
         reports them as soon as nothing can be written to them any more."""
-        import memcache
-
         for req_id in req_ids:
             for part in self._loads.get(req_id, ()):
                 if part.completion is not None and not part.done():
@@ -206,8 +195,6 @@ class WorkerSide:
 
     def _collect_load(self, parts: Sequence[Part]) -> npt.NDArray[np.int32]:
         """Count how the parts of a load ended; returns the blocks that do not hold what they should."""
-        import memcache
-
         bad = []
         for part in parts:
             statuses = part.statuses()
@@ -225,8 +212,6 @@ class WorkerSide:
         return np.concatenate(bad) if bad else np.empty(0, dtype=np.int32)
 
     def _collect_saves(self) -> None:
-        import memcache
-
         status = memcache.PutStatus
         for job in [job for job, parts in self._saves.items() if all(part.done() for part in parts)]:
             for part in self._saves.pop(job):
@@ -249,8 +234,6 @@ class WorkerSide:
 
     def _heard(self, statuses: npt.NDArray[np.int32], part: Part) -> None:
         """Note whether the pool answered: the scheduler's circuit breaker lives of it."""
-        import memcache
-
         if not len(statuses) or (part.completion is None and self._unusable):
             return
         if (statuses == memcache.GetStatus.CANCELLED).all():

@@ -7,7 +7,7 @@ from memcache import cli
 MIB = 1 << 20
 
 
-def _node(name: str, drain: str, progress: dict[str, int] | None) -> dict[str, Any]:
+def _node(name: str, drain: str, progress: dict[str, int] | None, **changed: Any) -> dict[str, Any]:
     return {
         "node": f"{name}1",
         "name": name,
@@ -19,13 +19,14 @@ def _node(name: str, drain: str, progress: dict[str, int] | None) -> dict[str, A
         "drain_progress": progress,
         "soft_pinned_bytes": 0,
         "hard_pinned_bytes": 0,
+        "listing": False,
+        "unrecorded": 0,
+        **changed,
     }
 
 
 def _status(**changed: Any) -> dict[str, Any]:
-    quiet = dict.fromkeys(
-        ("evicted_objects", "repairs_waiting", "copies", "copied", "soft_pins", "hard_pins", "pins_given_up"), 0
-    )
+    quiet = dict.fromkeys(("evicted_objects", "repairs_waiting", "copies", "copied", "leases", "reservations"), 0)
     return {
         **quiet,
         "objects": 3,
@@ -35,6 +36,7 @@ def _status(**changed: Any) -> dict[str, Any]:
         "uptime_ms": 1000,
         "extra_replicas": 0,
         "extra_bytes": 0,
+        **dict.fromkeys(("soft_pins", "hard_pins", "pins_given_up"), 0),
         "nodes": [_node("a", "no", None), _node("b", "no", None)],
         **changed,
     }
@@ -59,3 +61,17 @@ def test_extra_replicas_of_hot_keys_have_a_line_where_there_are_some() -> None:
     text = cli._table(_status(extra_replicas=2, extra_bytes=3 * MIB // 2))
     assert "extra replicas of hot keys 2, 1.5 MiB" in text.splitlines()
     assert "extra" not in cli._table(_status())
+
+
+def test_what_a_restart_would_lose_and_who_is_still_telling_is_said_of_each_node() -> None:
+    nodes = [_node("a", "no", None, listing=True), _node("b", "no", None, unrecorded=7)]
+    lines = cli._node_lines(_status(nodes=nodes))
+    assert len(lines) == 5
+    assert lines[3].startswith("node a1: listing,")
+    assert lines[4].startswith("node b1: 7 objects unrecorded,")
+
+
+def test_leases_and_reservations_have_a_line_where_there_are_some() -> None:
+    assert "leases of readers 2   reservations of writers 0" in cli._table(_status(leases=2)).splitlines()
+    assert "leases of readers 0   reservations of writers 3" in cli._table(_status(reservations=3)).splitlines()
+    assert "leases" not in cli._table(_status())

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import memcache
-from memcache import GetStatus, PutStatus
+from memcache import GetStatus, Presence, PutStatus
 
 
 def test_a_value_comes_back(store: memcache.Store) -> None:
@@ -109,6 +109,7 @@ def test_prefixes_end_at_the_first_gap(store: memcache.Store) -> None:
     assert found.done()
     assert found.result() == (4, 4)
     assert list(store.exist_async(keys).result()) == [1, 1, 1, 1, 0, 0, 1, 1, 1, 1]
+    assert (Presence.ABSENT, Presence.READABLE, Presence.PENDING) == (0, 1, 2), "the numbers of the native half"
 
 
 def test_packed_keys_are_the_same_keys(store: memcache.Store) -> None:

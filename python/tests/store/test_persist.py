@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -47,6 +49,16 @@ def test_a_node_that_was_killed_brings_its_content_back(
         assert store.get(KEYS[0]) is None
 
 
+def test_a_store_lends_a_file_and_brings_it_back(meta: memcache.MetaService, file: Path) -> None:
+    settings = {"meta_address": meta.address, "lend_bytes": LEND, "persist": str(file), "holdings_slots": 100}
+    with memcache.Store(**settings) as store:
+        assert (store.config.persist, store.config.holdings_slots) == (str(file), 100)
+        assert store.put("k", b"kept") == PutStatus.STORED
+    assert file.exists()
+    with memcache.Store(**settings) as store:
+        assert eventually(lambda: store.get("k") == b"kept")
+
+
 def test_only_one_process_lends_a_file(meta: memcache.MetaService, node: Callable[..., Program], file: Path) -> None:
     owner = node(f"persist={file}", lend=str(LEND))
     second = memcache.LocalService(meta_address=meta.address, lend_bytes=LEND, persist=str(file))
@@ -55,6 +67,25 @@ def test_only_one_process_lends_a_file(meta: memcache.MetaService, node: Callabl
     owner.kill()
     with memcache.LocalService(meta_address=meta.address, lend_bytes=LEND, persist=str(file)) as third:
         assert third.wait_joined(20_000)
+
+
+def test_a_node_that_is_refused_says_why_and_says_it_once(
+    meta: memcache.MetaService, program: Callable[..., Program], file: Path
+) -> None:
+    """A copy of a lent file is the same node once more, and the later of the two displaces the earlier."""
+    copy = Path(f"{file}-copy")
+    settings = (f"meta_address={meta.address}", f"lend_bytes={LEND}")
+    try:
+        first = program("memcache.local", *settings, f"persist={file}")
+        first.expect("joined")
+        shutil.copyfile(file, copy)
+        program("memcache.local", *settings, f"persist={copy}").expect("joined")
+        assert "incarnation" in first.expect("the MetaService refuses this node", on_stderr=True)
+        time.sleep(1.0)  # several heartbeats
+        first.kill()
+        assert "refuses" not in first.process.communicate()[1], "said once"
+    finally:
+        copy.unlink(missing_ok=True)
 
 
 def test_a_file_that_is_no_memory_is_refused(meta: memcache.MetaService, tmp_path: Path) -> None:

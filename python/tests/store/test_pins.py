@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
+from conftest import run_cli
 
 import memcache
 from memcache import PinStatus, PutStatus
@@ -74,16 +73,19 @@ def test_hard_pins_are_refused_past_their_quota_and_bad_times_by_name(store: mem
 def test_the_command_pins_and_unpins(meta: memcache.MetaService, store: memcache.Store) -> None:
     fill(store, "k", 3)
 
-    def run(name: str, *arguments: str) -> str:
-        command = [sys.executable, "-m", "memcache.cli", name, "--meta-address", meta.address, *arguments]
-        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+    def run(*arguments: str, code: int = 0) -> str:
+        done = run_cli(*arguments, meta=meta)
+        assert done.returncode == code, done.stderr
+        return done.stdout
 
-    text = run("pin", "--hard", "k0", "k1", "k2")
-    for part in ("k1: PINNED", "k2: OVER_QUOTA", "hard_pin_quota"):
+    text = run("pin", "--hard", "k0", "k1", "k2", code=3)
+    for part in ("k1: pinned", "k2: over quota", "hard_pin_quota"):
         assert part in text
-    assert json.loads(run("pin", "--ttl-ms", "60000", "--json", "k2", "x")) == {"k2": "PINNED", "x": "ABSENT"}
+    found = json.loads(run("pin", "--ttl-ms", "60000", "--json", "k2", "x", code=3))
+    assert found == {"k2": "pinned", "x": "absent"}
+    run("pin", "--ttl-ms", "60000", "k2")
     assert "hard pin" in run("info", "k0")
     assert "soft pin, " in run("info", "k2")
     assert "soft pins 1, 0.2 MiB   hard pins 2, 0.5 MiB" in run("status")
-    assert json.loads(run("unpin", "--json", "--hex", "6b30", "78")) == {"6b30": True, "78": False}
+    assert json.loads(run("unpin", "--json", "--hex", "6b30", "78")) == {"6b30": "unpinned", "78": "not pinned"}
     assert store.status()["hard_pins"] == 1

@@ -3,37 +3,18 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-from conftest import Program, eventually
+from conftest import Program, eventually, run_cli
 
 import memcache
 from memcache import GetStatus, PutStatus
 
 VALUE_BYTES = 64 << 10
-
-
-@pytest.fixture
-def quick_meta() -> Iterator[memcache.MetaService]:
-    """A MetaService that notices the death of a node within a second."""
-    with memcache.MetaService(listen="127.0.0.1:0", node_dead_ms=1000, heartbeat_ms=100) as service:
-        yield service
-
-
-@pytest.fixture
-def quick_node(program: Callable[..., Program], quick_meta: memcache.MetaService) -> Callable[..., Program]:
-    def start(*settings: str) -> Program:
-        node = program("memcache.local", f"meta_address={quick_meta.address}", "lend_bytes=64MB", *settings)
-        node.expect("joined")
-        return node
-
-    return start
 
 
 def value(number: int) -> np.ndarray:
@@ -135,11 +116,10 @@ def test_a_node_drained_under_load_costs_no_get(
     with Load(quick_meta.address, "auto", replicas=1) as load:
         leaving = next(node for node in load.store.status()["nodes"] if node["name"] == "n0")
         assert leaving["objects"] > 0
-        command = [sys.executable, "-m", "memcache.cli", "drain", leaving["node"], "--meta-address", quick_meta.address]
-        done = subprocess.run(
-            [*command, "--json", "--wait-ms", "30000"], capture_output=True, text=True, timeout=60, check=True
-        )
-        assert json.loads(done.stdout)["state"] == "gone"
+        done = run_cli("drain", leaving["node"], "--json", "--wait-ms", "30000", meta=quick_meta)
+        assert done.returncode == 0, done.stderr
+        told = json.loads(done.stdout)
+        assert (told["state"], told["in_pool"], told["objects"]) == ("drained", False, 0)
         assert nodes[0].process.wait(10) == 0
         assert load.settled(1, 2)
         before = load.gets
@@ -194,16 +174,16 @@ def test_info_tells_where_a_key_is(quick_meta: memcache.MetaService, quick_node:
         assert (found["state"], found["payload_bytes"], found["replica_num"]) == ("readable", 5, 2)
         assert sorted(one["name"] for one in found["replicas"]) == ["a", "b"]
         assert store.info("x")["state"] == "absent"
-    command = [sys.executable, "-m", "memcache.cli", "info", "--meta-address", quick_meta.address]
     for arguments in (["k"], ["--hex", "6b"]):
-        done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=30, check=True)
+        done = run_cli("info", *arguments, meta=quick_meta)
+        assert done.returncode == 0
         assert "2 of 2 replicas" in done.stdout
-    done = subprocess.run([*command, "k", "--json"], capture_output=True, text=True, timeout=30, check=True)
+    done = run_cli("info", "k", "--json", meta=quick_meta)
     assert json.loads(done.stdout)["replicas"][0]["leases"] == 0
-    done = subprocess.run([*command, "--hex", "xy"], capture_output=True, text=True, timeout=30, check=False)
-    assert done.returncode == 2
-    nodes = [*command[:3], "nodes", "--meta-address", quick_meta.address, "--json"]
-    done = subprocess.run(nodes, capture_output=True, text=True, timeout=30, check=True)
+    assert run_cli("info", "--hex", "xy", meta=quick_meta).returncode == 2
+    done = run_cli("info", "x", "--json", meta=quick_meta)
+    assert (done.returncode, json.loads(done.stdout)["state"]) == (3, "absent")
+    done = run_cli("nodes", "--json", meta=quick_meta)
     assert {node["name"]: node["drain"] for node in json.loads(done.stdout)} == {"a": "no", "b": "no"}
 
 
@@ -240,19 +220,14 @@ def test_a_node_is_drained_into_a_full_pool_and_the_hottest_stay(
         assert (waiting["state"], waiting["objects"]) == ("draining", 15), "no node has room"
         told = next(node for node in store.status()["nodes"] if node["name"] == "a")["drain_progress"]
         assert (told["left_bytes"], told["dropped_objects"]) == (waiting["left_bytes"], 0)
-        command = [sys.executable, "-m", "memcache.cli", "nodes", "--meta-address", quick_meta.address]
-        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        shown = run_cli("nodes", meta=quick_meta).stdout
         assert f"node {nodes['a']}: draining, 15 objects left (" in shown
 
-        command = [sys.executable, "-m", "memcache.cli", "drain", nodes["a"], "--meta-address", quick_meta.address]
-        done = subprocess.run(
-            [*command, "--evict", "--json", "--wait-ms", "30000"],
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=True,
-        )
-        assert json.loads(done.stdout)["state"] == "gone"
+        done = run_cli("drain", nodes["a"], "--wait-ms", "300", "--json", meta=quick_meta)
+        assert (done.returncode, json.loads(done.stdout)["state"]) == (4, "draining")
+        assert "MiB free" in json.loads(done.stdout)["why"]
+        done = run_cli("drain", nodes["a"], "--evict", "--json", "--wait-ms", "30000", meta=quick_meta)
+        assert (done.returncode, json.loads(done.stdout)["state"]) == (0, "drained")
         for number in hot:
             target[:] = 255
             assert store.get_into(f"key {number}", target) == size, number

@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 import memcache
+from memcache import _core
 from memcache_connector.common.breaker import CircuitBreaker
 from memcache_connector.common.keys import Slot, chain_keys, hash_matrix, slot_keys
 from memcache_connector.common.lend import LEND_LEAST, LEND_MOST, automatic_lend
-from memcache_connector.vllm.config import STORE_KEYS, ConnectorConfig, ConnectorConfigError, pool_id, store_overrides
+from memcache_connector.vllm.config import (
+    STORE_KEYS,
+    ConnectorConfig,
+    ConnectorConfigError,
+    pool_id,
+    rank_file,
+    store_overrides,
+)
 
 PREFIX = bytes(range(16))
 HASHES = [bytes([number]) * 32 for number in range(4)]
@@ -174,4 +182,20 @@ def test_a_file_that_says_how_much_to_lend_is_heard(
 
 
 def test_the_stores_settings_are_all_known() -> None:
-    assert set(STORE_KEYS) == {entry.name for entry in dataclasses.fields(memcache.StoreConfig)}
+    native = [key for key, _ in _core.store_settings(None, [])]
+    assert sorted(entry.name for entry in dataclasses.fields(memcache.StoreConfig)) == sorted(native)
+    assert sorted(STORE_KEYS) == sorted(native)
+
+
+@pytest.mark.parametrize(
+    ("persist", "engine", "ranks", "file"),
+    [
+        ("", "a_dp1", 2, ""),
+        ("/dev/shm/kv", "a", 1, "/dev/shm/kv"),
+        ("/dev/shm/kv", "a", 2, "/dev/shm/kv_rank1"),
+        ("/dev/shm/kv", "a_dp3", 1, "/dev/shm/kv_dp3"),
+        ("/dev/shm/kv", "a_dp3", 2, "/dev/shm/kv_dp3_rank1"),
+    ],
+)
+def test_every_rank_lends_a_file_of_its_own(persist: str, engine: str, ranks: int, file: str) -> None:
+    assert rank_file(persist, engine, ranks, 1) == file

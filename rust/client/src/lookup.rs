@@ -193,8 +193,8 @@ impl Store {
         })
     }
 
-    /// Begins to empty a node, changes how, cancels it, or only looks; how far it is. `known` is false where there is no
-    /// such node.
+    /// Begins to empty a node, changes how, cancels it, or only looks; how far it is. A look tells of nodes
+    /// that are `gone` as well. `known` is false where there is no such node.
     pub fn drain(&self, node: NodeId, mode: pb::drain::Mode, deadline: Instant) -> Result<pb::DrainReply, StoreError> {
         let body = request::Body::Drain(pb::Drain { node: node.get(), mode: mode.into() });
         self.ask(body, deadline, |body| match body {

@@ -69,11 +69,13 @@ impl Member {
     pub(crate) fn run(&self, mut previous: Option<Epoch>) {
         let mut period = JOIN_PAUSE;
         let mut listing: Option<Listing> = None;
+        let mut refused = None;
         loop {
             let joined = self.state.lock().joined;
             let pause = match joined {
                 None => match self.join(previous) {
                     Ok(joined) => {
+                        refused = None;
                         // Told before anybody who waits for us looks.
                         listing = joined.listing;
                         previous = Some(joined.epoch);
@@ -84,7 +86,7 @@ impl Member {
                         next.pause(period)
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "not in the pool yet");
+                        self.tell(&error, &mut refused);
                         if may_have_been_served(&error) {
                             previous = previous.or(Some(SOME_EARLIER_LIFE));
                         }
@@ -110,7 +112,7 @@ impl Member {
                         Duration::ZERO
                     }
                     Err(error) => {
-                        tracing::debug!(%error, "no heartbeat");
+                        self.tell(&error, &mut refused);
                         JOIN_PAUSE
                     }
                 },
@@ -118,6 +120,18 @@ impl Member {
             if self.sleep(pause) {
                 return;
             }
+        }
+    }
+
+    /// Says why this node is not in the pool, or no longer: a refusal aloud, but once, as each attempt meets it anew until
+    /// somebody acts.
+    fn tell(&self, error: &BookError, refused: &mut Option<String>) {
+        match error {
+            BookError::Refused(why) if refused.as_ref() != Some(why) => {
+                tracing::warn!(node = %self.node, address = %self.book.endpoint(), why, "the MetaService refuses this node");
+                *refused = Some(why.clone());
+            }
+            _ => tracing::debug!(%error, "the MetaService does not count this node in"),
         }
     }
 

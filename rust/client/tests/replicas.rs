@@ -166,7 +166,9 @@ fn a_drained_node_leaves_and_every_object_stays() {
     assert_eq!((before.known, before.state(), before.objects), (true, pb::DrainState::NotDraining, 200));
     assert!(leaving.drain_own(soon()).unwrap());
     assert_eq!(status(&reader).nodes.len(), 2);
-    assert!(!reader.drain(own, Mode::Look, soon()).unwrap().known);
+    let after = reader.drain(own, Mode::Look, soon()).unwrap();
+    assert_eq!((after.known, after.gone, after.state(), after.objects), (true, true, pb::DrainState::Drained, 0));
+    assert!(!reader.drain(own, Mode::Move, soon()).unwrap().known, "there is nothing to empty any more");
     check(&reader, 200);
     assert_eq!((status(&reader).objects, status(&reader).copied), (200, 200));
     put(&leaving, 0, 1);

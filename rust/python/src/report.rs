@@ -97,6 +97,8 @@ pub(crate) const fn drain_name(state: DrainState) -> &'static str {
         DrainState::NotDraining => "no",
         DrainState::Draining => "draining",
         DrainState::Drained => "drained",
+        DrainState::Left => "left",
+        DrainState::Lost => "lost",
     }
 }
 

@@ -341,6 +341,7 @@ impl Store {
         let found = PyDict::new(py);
         found.set_item("node", node.to_string())?;
         found.set_item("state", drain_name(reply.state()))?;
+        found.set_item("in_pool", !reply.gone)?;
         found.set_item("objects", reply.objects)?;
         drain_progress(&found, &reply.progress.unwrap_or_default())?;
         Ok(found)

@@ -224,3 +224,27 @@ fn a_drain_that_evicts_ends_whatever_goes_on_meanwhile() {
         assert_eq!(pool.status().hard_pins, pins, "seed {seed}");
     }
 }
+
+#[test]
+fn how_a_node_went_is_remembered() {
+    let mut pool = Pool::new(&[MIB; 3]);
+    for node in 1..=3 {
+        pool.put_replicas(&[&name(node)], SIXTEENTH, 1, &[node]);
+    }
+    pool.drain(1, Some(Drain::Drop));
+    pool.leave(1, 1).unwrap();
+    let gone = pool.drained(1);
+    assert_eq!((gone.gone, gone.is_empty, gone.dropped), (Some(GoneReason::Left), true, amount(1)));
+    pool.drain(2, Some(Drain::Move));
+    pool.leave(2, 1).unwrap();
+    let gone = pool.drained(2);
+    assert_eq!((gone.gone, gone.is_empty, gone.objects), (Some(GoneReason::Left), false, 1));
+    pool.drain(3, Some(Drain::Move));
+    pool.pass(u64::from(SETTINGS.node_dead_ms));
+    let gone = pool.drained(3);
+    assert_eq!((gone.gone, gone.drain, gone.objects), (Some(GoneReason::Silent), Some(Drain::Move), 1));
+    // One that is back is told of as it is now.
+    pool.join(3, 2, MIB, 0).unwrap();
+    assert_eq!((pool.drained(3).gone, pool.drained(3).drain), (None, None));
+    assert_eq!(pool.with(|core, now, effects| core.drain_state(now, NodeId::new(4), effects)), None);
+}
