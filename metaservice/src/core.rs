@@ -32,6 +32,7 @@ mod places;
 mod policy;
 mod record;
 mod refusal;
+mod removals;
 mod remove;
 mod repair;
 mod replicas;
@@ -48,7 +49,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use hashbrown::HashTable;
 pub use memcache_config::EvictionPolicy;
-use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
+use memcache_types::{ClientId, Epoch, NodeId, SegmentId};
 
 pub use self::clock::Millis;
 pub use self::drain::DrainReport;
@@ -72,13 +73,14 @@ use self::index::KeyIndex;
 use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
 use self::lookup::Lease;
+use self::membership::Departed;
 use self::node::Node;
 use self::object::Object;
 use self::pins::Pins;
 use self::places::Places;
 use self::policy::AnyPolicy;
 use self::record::Stale;
-use self::remove::Removals;
+use self::removals::Removals;
 use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
@@ -104,6 +106,8 @@ pub struct Settings {
     pub hard_pin_ppm: u32,
     /// What all extra replicas of hot keys may hold, in bytes; 0: there are none.
     pub hot_replica_bytes: u64,
+    /// How many removals are remembered, for nodes that are away.
+    pub removals_max: u32,
     /// Which objects go first.
     pub policy: EvictionPolicy,
 }
@@ -152,8 +156,8 @@ pub struct Core {
     /// `None`: hot keys get none.
     hot: Option<Box<Hot>>,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
-    /// Newest incarnation of nodes that are gone, and the order in which they went.
-    departed: BTreeMap<NodeId, Incarnation>,
+    /// Nodes that are gone, and the order in which they went.
+    departed: BTreeMap<NodeId, Departed>,
     departed_order: VecDeque<NodeId>,
     /// No node can count as dead before.
     next_death: Millis,
@@ -172,6 +176,8 @@ pub struct Core {
     lingering: BTreeMap<(SegmentId, u64), Slot<Stale>>,
     /// What was removed, lest a node that was away bring it back.
     removals: Removals,
+    /// Objects that nodes told of and that were refused because they may have been removed.
+    doubtful: u64,
     leases: Slab<Lease>,
     lease_ids: HashTable<Slot<Lease>>,
     /// All leases; the deadlines are in the same order.
@@ -226,7 +232,8 @@ impl Core {
             stale: Slab::new(),
             stale_names: HashTable::new(),
             lingering: BTreeMap::new(),
-            removals: Removals::new(),
+            removals: Removals::new(settings.removals_max),
+            doubtful: 0,
             leases: Slab::new(),
             lease_ids: HashTable::new(),
             lease_order: List::new(),

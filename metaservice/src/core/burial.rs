@@ -7,6 +7,7 @@
 use super::Core;
 use super::index::Entry;
 use super::object::Object;
+use super::record::Name;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -21,6 +22,11 @@ impl Core {
         self.untold.remove(&self.segments[slot].id);
         for reservation in std::mem::take(&mut self.segments[slot].reservations) {
             let reservation = self.remove_reservation(reservation);
+            let name = Name { hash: self.index.get(reservation.entry).hash(), generation: reservation.serial.get() };
+            // Its record may stand already. A put may take effect when its key was removed, a copy may not.
+            if reservation.copy && self.removals.cover(name.hash, name.generation) {
+                self.note_hidden(name);
+            }
             self.forget_writer(reservation.entry);
             self.forget_held(reservation.held);
         }

@@ -96,6 +96,6 @@ pub const HOLE_OBJECTS_MAX: usize = 4096;
 /// Segments with the most free bytes that are tried before the one with the longest free run.
 pub const PLACES_TRIED_MAX: usize = 16;
 
-/// Most removed keys that are remembered, lest a node that was away bring them back. Past it, nodes that come back lose
-/// whatever is as old as the first key forgotten.
-pub const REMOVALS_MAX: usize = 1 << 16;
+/// Most removals that are remembered, lest a node that was away bring back what they took: 16 parts, each a full table of
+/// 2^18 places and 4.3 MiB. Past it, nodes lose what is as old as the removals that were forgotten while they were away.
+pub const REMOVALS_MAX: u32 = 16 * (7 << 15);

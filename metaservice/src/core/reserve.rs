@@ -316,6 +316,7 @@ impl Core {
             if let Some(record) = record {
                 let hash = self.index.get(entry).hash();
                 let stale = self.new_stale(segment, record, hash, reservation.serial.get());
+                self.mark_if_removed(stale);
                 self.lay(stale, offset, bytes);
             }
             self.give_run_back(segment, offset, bytes);

@@ -29,6 +29,8 @@ pub(super) struct Segment {
     pub(super) usable_from: Millis,
     /// Until when it rests, while its node has not told all that it holds.
     pub(super) listing: Option<Millis>,
+    /// Of removals noted up to here it holds nothing, or nothing that is not noted again: it was here.
+    pub(super) seen: u64,
     /// Where it writes down what it holds.
     pub(super) table: Table,
     /// Readable objects without a record, because the table was full or there is none.

@@ -14,6 +14,7 @@ mod pins;
 mod policies;
 mod reading;
 mod records;
+mod removals;
 mod replicas;
 mod scopes;
 mod sequences;
@@ -40,6 +41,7 @@ pub(super) const SETTINGS: Settings = Settings {
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
     policy: EvictionPolicy::Lru,
 };
 
