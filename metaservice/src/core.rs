@@ -72,7 +72,7 @@ use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
 use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
-use self::lookup::Lease;
+use self::lookup::{Lease, Leasing};
 use self::membership::Departed;
 use self::node::Node;
 use self::object::Object;
@@ -180,6 +180,7 @@ pub struct Core {
     doubtful: u64,
     leases: Slab<Lease>,
     lease_ids: HashTable<Slot<Lease>>,
+    client_leases: BTreeMap<ClientId, Leasing>,
     /// All leases; the deadlines are in the same order.
     lease_order: List<Lease>,
     /// Objects named by all leases, counted once a lease.
@@ -236,6 +237,7 @@ impl Core {
             doubtful: 0,
             leases: Slab::new(),
             lease_ids: HashTable::new(),
+            client_leases: BTreeMap::new(),
             lease_order: List::new(),
             leased: 0,
             fingerprints: Fingerprints::new(),

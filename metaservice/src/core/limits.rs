@@ -15,6 +15,15 @@ pub const LEASES_MAX: usize = 1 << 20;
 /// Most objects named by all leases together, counted once a lease.
 pub const LEASED_MAX: usize = 1 << 25;
 
+/// Most leases of one client: who lets go of none stands in nobody's way.
+pub const CLIENT_LEASES_MAX: usize = LEASES_MAX / 16;
+
+/// Most objects named by the leases of one client.
+pub const CLIENT_LEASED_MAX: usize = LEASED_MAX / 16;
+
+/// A lease ends so many times its length after the locate at the latest, however often it is renewed.
+pub const LEASE_LENGTHS_MAX: u64 = 30;
+
 /// Most nodes.
 pub const NODES_MAX: usize = 1 << 16;
 

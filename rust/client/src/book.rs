@@ -74,6 +74,9 @@ pub enum BookError {
     /// The service says the request is wrong.
     #[error("{0}")]
     Refused(String),
+    /// The service keeps so much, for this client or for all, and there is no room for more now.
+    #[error("{0}")]
+    Limit(String),
 }
 
 /// The answer to one request.
@@ -203,7 +206,7 @@ impl Book {
         match error {
             BookError::Unavailable(why) | BookError::Interrupted(why) => StoreError::Unavailable { address, why },
             BookError::Timeout { waited_ms } => StoreError::Timeout { address, waited_ms },
-            BookError::Refused(message) => StoreError::Refused { address, message },
+            BookError::Refused(message) | BookError::Limit(message) => StoreError::Refused { address, message },
         }
     }
 }
@@ -339,6 +342,7 @@ impl Shared {
             None => Err(BookError::Refused("an empty reply".to_owned())),
             Some(pb::reply::Body::Failure(failure)) => Err(match failure.code() {
                 pb::failure::Code::Unavailable => BookError::Unavailable(failure.message),
+                pb::failure::Code::Limit => BookError::Limit(failure.message),
                 _ => BookError::Refused(failure.message),
             }),
             Some(body) => Ok(Answer { epoch: Epoch::new(reply.epoch), body, sent }),

@@ -227,7 +227,7 @@ impl Member {
 fn may_have_been_served(error: &BookError) -> bool {
     match error {
         BookError::Timeout { .. } | BookError::Interrupted(_) => true,
-        BookError::Unavailable(_) | BookError::Refused(_) => false,
+        BookError::Unavailable(_) | BookError::Refused(_) | BookError::Limit(_) => false,
     }
 }
 

@@ -147,7 +147,7 @@ impl Inner {
     /// What a put that was granted nothing returns.
     pub(crate) fn not_granted(&self, error: BookError, keys: usize) -> Result<Vec<PutStatus>, StoreError> {
         match error {
-            BookError::Refused(message) => Err(self.book.error(BookError::Refused(message))),
+            error @ (BookError::Refused(_) | BookError::Limit(_)) => Err(self.book.error(error)),
             error => Ok(vec![put_failure(&error); keys]),
         }
     }
@@ -454,7 +454,7 @@ fn put_failure(error: &BookError) -> PutStatus {
     match error {
         BookError::Unavailable(_) | BookError::Interrupted(_) => PutStatus::Unavailable,
         BookError::Timeout { .. } => PutStatus::Timeout,
-        BookError::Refused(_) => PutStatus::Invalid,
+        BookError::Refused(_) | BookError::Limit(_) => PutStatus::Invalid,
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::index::Entry;
 use crate::core::list::Linked;
+use crate::core::lookup::Leasing;
 use crate::core::record::RecordSlot;
 use crate::core::replicas::Shelf;
 use crate::core::slab::Slot;
@@ -165,11 +166,16 @@ impl Core {
 
     fn check_leases(&self) {
         let mut named: BTreeMap<String, u32> = BTreeMap::new();
+        let mut by_client = BTreeMap::<_, Leasing>::new();
         for (_, lease) in self.leases.iter() {
+            let own = by_client.entry(lease.client).or_default();
+            own.leases += 1;
+            own.objects += lease.objects.len();
             for object in &lease.objects {
                 *named.entry(format!("{object:?}")).or_default() += 1;
             }
         }
+        assert_eq!(by_client, self.client_leases);
         assert_eq!(named.values().map(|count| *count as usize).sum::<usize>(), self.leased);
         for (slot, object) in self.objects.iter() {
             let count = named.get(&format!("{slot:?}")).copied().unwrap_or(0);
