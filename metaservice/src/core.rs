@@ -42,6 +42,7 @@ mod slab;
 mod space;
 mod squeeze;
 mod status;
+mod sweep;
 mod table;
 mod using;
 
@@ -70,7 +71,7 @@ pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 use self::fingerprints::Fingerprints;
 use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
-use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
+use self::limits::TICK_STEPS;
 use self::list::List;
 use self::lookup::{Lease, Leasing};
 use self::membership::Departed;
@@ -85,6 +86,7 @@ use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
 use self::slab::{Slab, Slot};
+use self::sweep::Sweep;
 use self::using::Second;
 
 /// How the core behaves. Lengths of time in milliseconds.
@@ -108,6 +110,9 @@ pub struct Settings {
     pub hot_replica_bytes: u64,
     /// How many removals are remembered, for nodes that are away.
     pub removals_max: u32,
+    /// How many objects that are out of sight, because of a removal of everything or on nodes that are gone, one call
+    /// forgets; a tick forgets 16 times as many.
+    pub step: u32,
     /// Which objects go first.
     pub policy: EvictionPolicy,
 }
@@ -143,6 +148,7 @@ pub struct Core {
     places: Places,
     /// Segments whose nodes are gone, until all their objects are forgotten.
     graves: VecDeque<Slot<Segment>>,
+    sweep: Sweep,
     nodes: Slab<Node>,
     /// Nodes that are being emptied.
     draining: BTreeSet<Slot<Node>>,
@@ -213,6 +219,7 @@ impl Core {
             untold: BTreeSet::new(),
             places: Places::default(),
             graves: VecDeque::new(),
+            sweep: Sweep::default(),
             nodes: Slab::new(),
             draining: BTreeSet::new(),
             repairs: Repairs::default(),
@@ -269,14 +276,23 @@ impl Core {
         }
         self.end_rests();
         self.resume_repairs();
-        self.bury(CALL_BURIALS_MAX);
+        self.bury(self.settings.step as usize);
+    }
+
+    /// How many objects that are out of sight one tick forgets.
+    const fn tick_step(&self) -> usize {
+        self.settings.step as usize * TICK_STEPS
     }
 
     /// What is to be done now and then: [`Self::advance`], and eviction down to the low watermark. True: there is
     /// more to evict than one tick may; call again soon.
     pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) -> bool {
         self.advance(now, effects);
-        let buries = self.bury(TICK_BURIALS_MAX);
+        let buries = self.bury(self.tick_step()) || self.is_late();
+        if self.sweep.is_on() {
+            // What is out of sight still has space and stands among victims: nothing is evicted or moved for it.
+            return true;
+        }
         let drains = self.drain_step();
         self.find_repairs();
         self.retire_extras();

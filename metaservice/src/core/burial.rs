@@ -35,7 +35,7 @@ impl Core {
         self.graves.push_back(slot);
     }
 
-    /// Forgets up to so many objects of void segments. True: there are more.
+    /// Forgets about so many objects of void segments, then of keys under a floor. True: there are more.
     pub(super) fn bury(&mut self, mut budget: usize) -> bool {
         while let Some(slot) = self.graves.front().copied() {
             while let Some(object) = self.segments[slot].leased.oldest() {
@@ -61,13 +61,17 @@ impl Core {
             self.segments.remove(slot);
             self.graves.pop_front();
         }
-        false
+        self.sweep_some(budget)
     }
 
     /// Forgets the void replicas of one key ahead of their turn. True: it is known still.
     pub(super) fn bury_of(&mut self, entry: Slot<Entry>) -> bool {
-        if self.graves.is_empty() {
+        if !self.has_void() {
             return true;
+        }
+        if self.index.get(entry).object.is_some() && self.is_void(entry) {
+            self.forget_void(entry);
+            return self.index.knows(entry);
         }
         let mut next = self.index.get(entry).object;
         while let Some(slot) = next {

@@ -48,11 +48,18 @@ pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
 /// Most objects evicted in one tick. The next tick goes on.
 pub const TICK_EVICTIONS_MAX: usize = 4096;
 
-/// Most objects of a node that is gone that one call forgets; the next calls go on.
-pub const CALL_BURIALS_MAX: usize = 256;
+/// Objects of nodes that are gone, or under a floor, that one call forgets; the next calls go on.
+pub const CALL_BURIALS_MAX: u32 = 256;
 
-/// Most of them that one tick forgets.
-pub const TICK_BURIALS_MAX: usize = 4096;
+/// A tick forgets so many times as many.
+pub const TICK_STEPS: usize = 16;
+
+/// Entries that a sweep looks at for the cost of one object that is forgotten.
+pub const SWEEP_SEEN_MAX: usize = 16;
+
+/// Most reservations, and objects under leases, that end within one call because their time is over, and most extents that
+/// are free again; the next calls go on.
+pub const CALL_ENDED_MAX: usize = 4096;
 
 /// Most keys that wait in line for more replicas. Those beyond are found again by going through all keys.
 pub const REPAIRS_MAX: usize = 1 << 22;

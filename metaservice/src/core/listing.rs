@@ -109,7 +109,7 @@ impl Core {
             && let Some(rest_until) = self.segments[slot].listing.take()
         {
             self.end_listing(slot, rest_until);
-            let (node, objects) = (holdings.node, self.segments[slot].objects);
+            let (node, objects) = (holdings.node, self.segments[slot].readable_objects());
             effects.push(Effect::Listed { node, incarnation: holdings.incarnation, objects });
         }
         Ok(Listed { kept })

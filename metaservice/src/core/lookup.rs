@@ -7,7 +7,7 @@ use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::{CHUNK, Entry};
-use super::limits::{CLIENT_LEASED_MAX, CLIENT_LEASES_MAX, LEASE_LENGTHS_MAX, LEASED_MAX, LEASES_MAX};
+use super::limits::{CALL_ENDED_MAX, CLIENT_LEASED_MAX, CLIENT_LEASES_MAX, LEASE_LENGTHS_MAX, LEASED_MAX, LEASES_MAX};
 use super::list::{Links, linked};
 use super::node::Node;
 use super::object::Object;
@@ -94,6 +94,9 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) -> Result<LocateReply, Refusal> {
         self.advance(now, effects);
+        while self.lease_room(client, keys.len()).is_err() && self.are_leases_late() {
+            self.expire_leases();
+        }
         let room = self.lease_room(client, keys.len())?;
         let mut reply = LocateReply {
             outcomes: Vec::with_capacity(keys.len()),
@@ -237,7 +240,7 @@ impl Core {
             let found = self.lease_ids.find(hash_id(*id), |slot| self.leases[*slot].serial == *id).copied();
             let own = found.filter(|slot| {
                 let lease = &self.leases[*slot];
-                lease.client == client && deadline <= lease.latest
+                lease.client == client && lease.deadline > self.now && deadline <= lease.latest
             });
             if let Some(slot) = own {
                 self.leases[slot].deadline = deadline;
@@ -249,10 +252,17 @@ impl Core {
         Ok(renewed)
     }
 
+    pub(super) fn are_leases_late(&self) -> bool {
+        self.lease_order.oldest().is_some_and(|slot| self.leases[slot].deadline <= self.now)
+    }
+
     pub(super) fn expire_leases(&mut self) {
-        while let Some(slot) = self.lease_order.oldest()
+        let mut ended = 0;
+        while ended < CALL_ENDED_MAX
+            && let Some(slot) = self.lease_order.oldest()
             && self.leases[slot].deadline <= self.now
         {
+            ended += self.leases[slot].objects.len();
             self.end_lease(slot);
         }
     }
@@ -342,7 +352,7 @@ impl Core {
         };
         let known = self.index.get(entry);
         match known.object {
-            Some(_) if !self.graves.is_empty() && !self.chain(entry).any(|object| self.is_live(object)) => {}
+            Some(_) if self.has_void() && !self.chain(entry).any(|object| self.is_live(object)) => {}
             Some(object) => return (LocateOutcome::Located, Some(object)),
             None => {}
         }

@@ -188,6 +188,7 @@ impl Core {
             pinned: Pinned::new(),
             leased: List::new(),
             objects: 0,
+            hidden: 0,
             reservations: Vec::new(),
             gone: false,
             shelved: None,
@@ -358,7 +359,7 @@ impl Core {
     pub(super) fn drop_node(&mut self, slot: Slot<Node>, reason: GoneReason, effects: &mut Vec<Effect>) {
         self.draining.remove(&slot);
         let segments = std::mem::take(&mut self.nodes[slot].segments);
-        let objects = segments.iter().map(|segment| self.segments[*segment].objects).sum();
+        let objects = segments.iter().map(|segment| self.segments[*segment].readable_objects()).sum();
         // What was removed while it was here has no record there, or its record is known to stand: see `forget_stale`.
         let turn = self.removals.turn();
         let known = |slot: &Slot<Segment>| self.segments[*slot].listing.map_or(turn, |_| self.segments[*slot].seen);

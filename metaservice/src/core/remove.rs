@@ -65,10 +65,14 @@ impl Core {
         was_readable
     }
 
-    /// Removes every readable key.
+    /// Removes every readable key. Their space is free again a little later, in steps, or when somebody needs it.
     pub fn remove_all(&mut self, now: Millis, effects: &mut Vec<Effect>) -> RemovedAll {
         self.advance(now, effects);
-        let removed = self.remove_up_to(self.serial);
+        self.bury(self.tick_step());
+        let removed = self.readable_keys();
+        self.removals.floor = self.serial;
+        self.hide_all();
+        self.bury(self.tick_step());
         self.removals.floors += 1;
         let turn = self.removals.floors;
         let tables = self.segment_ids.iter().map(|(id, slot)| (*id, self.segments[*slot].table.place));
@@ -76,19 +80,11 @@ impl Core {
         RemovedAll { removed, floor: Generation::new(self.serial), floors: floors.collect() }
     }
 
-    /// Removes every readable key whose bytes come from a put of this generation or an older one, for good; how many
-    /// there were.
-    pub(super) fn remove_up_to(&mut self, floor: u64) -> u64 {
+    /// Removes every readable key whose bytes come from a put of this generation or an older one, for good.
+    pub(super) fn remove_up_to(&mut self, floor: u64) {
         self.removals.floor = self.removals.floor.max(floor);
-        while self.bury(usize::MAX) {}
-        let count = self.readable;
-        let is_covered = |object: &Object| object.entry.is_some_and(|entry| self.index.origin(entry) <= floor);
-        let covered: Vec<_> =
-            self.objects.iter().filter(|(_, object)| is_covered(object)).map(|(slot, _)| slot).collect();
-        for object in covered {
-            self.remove_object(object);
-        }
-        count - self.readable
+        self.hide_under_floor();
+        self.bury(self.tick_step());
     }
 
     /// Makes one replica invisible at once. Its space is free when nobody holds a lease on it any more.

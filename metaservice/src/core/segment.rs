@@ -47,10 +47,19 @@ pub(super) struct Segment {
     pub(super) leased: List<Object>,
     /// Readable objects.
     pub(super) objects: u64,
+    /// Those of them that are counted although everything was removed.
+    pub(super) hidden: u64,
     /// Live reservations here, in no order; each knows its position.
     pub(super) reservations: Vec<Slot<Reservation>>,
     /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.
     pub(super) gone: bool,
     /// Free bytes and longest free run under which it stands among those that take new objects; `None`: it takes none.
     pub(super) shelved: Option<(u64, u64)>,
+}
+
+impl Segment {
+    /// Objects here, but for what was removed and is not forgotten yet.
+    pub(super) const fn readable_objects(&self) -> u64 {
+        self.objects - self.hidden
+    }
 }

@@ -18,6 +18,7 @@ mod removals;
 mod replicas;
 mod scopes;
 mod sequences;
+mod sweeping;
 mod writing;
 
 use memcache_proto::pb::{LocateOutcome, ReserveOutcome, SealOutcome};
@@ -42,6 +43,7 @@ pub(super) const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Lru,
 };
 

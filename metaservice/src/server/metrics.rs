@@ -337,6 +337,7 @@ mod tests {
             hard_pin_ppm: 250_000,
             hot_replica_bytes: 0,
             removals_max: limits::REMOVALS_MAX,
+            step: limits::CALL_BURIALS_MAX,
             policy: EvictionPolicy::Adaptive,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));

@@ -140,6 +140,7 @@ fn settings(config: &MetaConfig) -> Settings {
         hard_pin_ppm: ppm(config.hard_pin_quota),
         hot_replica_bytes: config.hot_replica_bytes.get(),
         removals_max: limits::REMOVALS_MAX,
+        step: limits::CALL_BURIALS_MAX,
         policy: config.eviction_policy,
     }
 }

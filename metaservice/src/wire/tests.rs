@@ -13,6 +13,7 @@ const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -105,6 +105,8 @@ pub struct Ledger {
     lowered: bool,
     /// Everything that was put under this generation or an older one was removed.
     floor: u64,
+    /// What was removed may have space still.
+    pub sweeps: bool,
     /// Removals noted, and the last of them that is forgotten, before the present call.
     turns: (u64, u64),
     /// Removals noted when a node went: those before do not concern it.
@@ -142,6 +144,7 @@ impl Ledger {
             leases: BTreeMap::new(),
             lowered: false,
             floor: 0,
+            sweeps: false,
             turns: (0, 0),
             seen: BTreeMap::new(),
             evicted: 0,

@@ -126,6 +126,7 @@ impl Scenario {
                 hard_pin_ppm: 250_000,
                 hot_replica_bytes: 0,
                 removals_max: limits::REMOVALS_MAX,
+                step: limits::CALL_BURIALS_MAX,
                 policy: EvictionPolicy::Adaptive,
             },
             nodes: rng.between(1, 3),
@@ -161,6 +162,9 @@ impl Scenario {
     /// In some worlds more goes on. None of them ever failed without it.
     pub fn add_more(&mut self, seed: u64) {
         self.clears = matches!(seed % 16, 11 | 15);
+        if self.clears {
+            self.settings.step = u32::try_from(seed / 16 % 4).unwrap_or(0) + 1;
+        }
         if seed % 5 == 3 {
             let mut rng = Rng::new(!seed.rotate_left(16));
             self.settings.removals_max = u32::try_from(rng.between(1, 24)).unwrap_or(1);

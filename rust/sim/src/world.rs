@@ -216,6 +216,7 @@ impl World {
         let asked = request.body.clone();
         let mut reply = wire::serve(core, told, request, &mut Vec::new());
         self.ledger.note_forgotten(core.removals_noted().1);
+        self.ledger.sweeps = core.sweeps();
         if let Some(body) = &mut reply.body {
             lie(self.net.scenario.sabotage, core, told, client, asked.as_ref(), body, &mut self.remembered);
         }
@@ -245,6 +246,7 @@ impl World {
             self.ledger.note_turns(core.removals_noted());
             self.ledger.advance(now);
             core.tick(told, &mut Vec::new());
+            self.ledger.sweeps = core.sweeps();
         }
         self.audit()
     }

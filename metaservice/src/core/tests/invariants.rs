@@ -8,6 +8,7 @@ use crate::core::lookup::Leasing;
 use crate::core::record::RecordSlot;
 use crate::core::replicas::Shelf;
 use crate::core::slab::Slot;
+use crate::core::sweep::Hidden;
 use crate::core::{Core, EvictionPolicy, Extras, List, Object, PinReport, Segment, Slab};
 use memcache_types::extent_bytes;
 
@@ -19,6 +20,7 @@ impl Core {
         self.check_entries();
         self.check_leases();
         self.check_nodes();
+        self.check_hidden();
     }
 
     fn check_space(&self) {
@@ -184,6 +186,27 @@ impl Core {
         }
         assert_eq!(self.lease_ids.len(), self.leases.len());
         assert_eq!(members(&self.lease_order, &self.leases).len(), self.leases.len());
+    }
+
+    fn check_hidden(&self) {
+        let hidden = |object: &&Object| object.entry.is_some_and(|entry| self.is_hidden(entry));
+        let replicas: Vec<_> = self.objects.iter().map(|(_, object)| object).filter(hidden).collect();
+        let keys: BTreeSet<_> = replicas.iter().filter_map(|object| object.entry).collect();
+        let pins = |hard: bool| {
+            let report = |entry: &&Slot<Entry>| self.pin_report(**entry);
+            keys.iter().filter(|entry| report(entry).is_some_and(|pin| (pin == PinReport::Hard) == hard)).count() as u64
+        };
+        let counted = Hidden {
+            keys: keys.len() as u64,
+            replicas: replicas.len() as u64,
+            soft_pins: pins(false),
+            hard_pins: pins(true),
+        };
+        assert_eq!(counted, *self.sweep.hidden());
+        for (slot, segment) in self.segments.iter() {
+            let own = replicas.iter().filter(|object| object.segment == Some(slot)).count();
+            assert_eq!(own as u64, segment.hidden);
+        }
     }
 
     fn check_nodes(&self) {
