@@ -29,7 +29,12 @@ impl Core {
     /// writer, then the segment with the most free bytes, then the one whose next victim comes before those of all others:
     /// that one evicts until the extent fits.
     pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
-        let mut slot = self.roomiest_for(bytes, wish, not_on);
+        let mut slot = self.roomiest_wished(bytes, wish, not_on);
+        if slot.is_none() && self.sweep.is_on() {
+            // What was removed may be in the way there. One step is no more than a tick takes.
+            self.catch_up();
+        }
+        slot = slot.or_else(|| self.roomiest_for(bytes, wish, not_on));
         while slot.is_none() && self.catch_up() {
             slot = self.roomiest_for(bytes, wish, not_on);
         }
@@ -42,9 +47,12 @@ impl Core {
     }
 
     fn roomiest_for(&self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
+        self.roomiest_wished(bytes, wish, not_on).or_else(|| self.roomiest(bytes, not_on))
+    }
+
+    fn roomiest_wished(&self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
         let wished = wish.preferred.iter().copied().chain(wish.near);
-        let wished = wished.filter(|node| !not_on.contains(node)).find_map(|node| self.roomiest_of(node, bytes));
-        wished.or_else(|| self.roomiest(bytes, not_on))
+        wished.filter(|node| !not_on.contains(node)).find_map(|node| self.roomiest_of(node, bytes))
     }
 
     /// There is no room, but there may be some: one more step of what is done in steps. False: all is done.

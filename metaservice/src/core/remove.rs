@@ -72,7 +72,7 @@ impl Core {
         let removed = self.readable_keys();
         self.removals.floor = self.serial;
         self.hide_all();
-        self.bury(self.tick_step());
+        self.bury(self.settings.step as usize);
         self.removals.floors += 1;
         let turn = self.removals.floors;
         let tables = self.segment_ids.iter().map(|(id, slot)| (*id, self.segments[*slot].table.place));
@@ -84,7 +84,7 @@ impl Core {
     pub(super) fn remove_up_to(&mut self, floor: u64) {
         self.removals.floor = self.removals.floor.max(floor);
         self.hide_under_floor();
-        self.bury(self.tick_step());
+        self.bury(self.settings.step as usize);
     }
 
     /// Makes one replica invisible at once. Its space is free when nobody holds a lease on it any more.

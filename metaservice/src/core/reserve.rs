@@ -443,17 +443,8 @@ impl Core {
         self.end_writing(entry);
     }
 
-    fn are_reservations_late(&self) -> bool {
+    pub(super) fn are_reservations_late(&self) -> bool {
         self.reservation_order.oldest().is_some_and(|slot| self.reservations[slot].deadline <= self.now)
-    }
-
-    /// Whether something whose time is over has not ended: there is too much of it for one call.
-    pub(super) fn is_late(&self) -> bool {
-        self.are_reservations_late() || self.are_leases_late() || self.is_rest_late()
-    }
-
-    pub(super) fn is_rest_late(&self) -> bool {
-        self.quarantine.front().is_some_and(|front| front.until <= self.now)
     }
 
     pub(super) fn expire_reservations(&mut self, effects: &mut Vec<Effect>) {

@@ -182,4 +182,13 @@ impl Core {
         }
         count
     }
+
+    /// Whether something whose time is over has not ended: there is too much of it for one call.
+    pub(super) fn is_late(&self) -> bool {
+        self.are_reservations_late() || self.are_leases_late() || self.is_rest_late()
+    }
+
+    pub(super) fn is_rest_late(&self) -> bool {
+        self.quarantine.front().is_some_and(|front| front.until <= self.now)
+    }
 }
