@@ -14,7 +14,9 @@
 
 use std::collections::BTreeSet;
 
-use memcache_meta::core::{Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{
+    Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits,
+};
 use memcache_proto::pb::{LocateOutcome, SealOutcome};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier, extent_bytes};
 use rustix::time::{ClockId, clock_gettime};
@@ -39,6 +41,8 @@ const SETTINGS: Settings = Settings {
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -4,7 +4,7 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
 
-use memcache_meta::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -27,6 +27,8 @@ const SETTINGS: Settings = Settings {
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -32,6 +32,7 @@ mod places;
 mod policy;
 mod record;
 mod refusal;
+mod removals;
 mod remove;
 mod repair;
 mod replicas;
@@ -41,6 +42,7 @@ mod slab;
 mod space;
 mod squeeze;
 mod status;
+mod sweep;
 mod table;
 mod using;
 
@@ -69,9 +71,9 @@ pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 use self::fingerprints::Fingerprints;
 use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
-use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
+use self::limits::TICK_STEPS;
 use self::list::List;
-use self::lookup::Lease;
+use self::lookup::{Lease, Leasing};
 use self::membership::Departed;
 use self::node::Node;
 use self::object::Object;
@@ -79,11 +81,12 @@ use self::pins::Pins;
 use self::places::Places;
 use self::policy::AnyPolicy;
 use self::record::Stale;
-use self::remove::Removals;
+use self::removals::Removals;
 use self::repair::Repairs;
 use self::reserve::{Quarantine, Reservation};
 use self::segment::Segment;
 use self::slab::{Slab, Slot};
+use self::sweep::Sweep;
 use self::using::Second;
 
 /// How the core behaves. Lengths of time in milliseconds.
@@ -105,6 +108,11 @@ pub struct Settings {
     pub hard_pin_ppm: u32,
     /// What all extra replicas of hot keys may hold, in bytes; 0: there are none.
     pub hot_replica_bytes: u64,
+    /// How many removals are remembered, for nodes that are away.
+    pub removals_max: u32,
+    /// How many objects that are out of sight, because of a removal of everything or on nodes that are gone, one call
+    /// forgets; a tick forgets 16 times as many.
+    pub step: u32,
     /// Which objects go first.
     pub policy: EvictionPolicy,
 }
@@ -140,6 +148,7 @@ pub struct Core {
     places: Places,
     /// Segments whose nodes are gone, until all their objects are forgotten.
     graves: VecDeque<Slot<Segment>>,
+    sweep: Sweep,
     nodes: Slab<Node>,
     /// Nodes that are being emptied.
     draining: BTreeSet<Slot<Node>>,
@@ -153,7 +162,7 @@ pub struct Core {
     /// `None`: hot keys get none.
     hot: Option<Box<Hot>>,
     node_ids: BTreeMap<NodeId, Slot<Node>>,
-    /// Nodes that are gone, each in its newest incarnation, and the order in which they went.
+    /// Nodes that are gone, and the order in which they went.
     departed: BTreeMap<NodeId, Departed>,
     departed_order: VecDeque<NodeId>,
     /// No node can count as dead before.
@@ -173,8 +182,11 @@ pub struct Core {
     lingering: BTreeMap<(SegmentId, u64), Slot<Stale>>,
     /// What was removed, lest a node that was away bring it back.
     removals: Removals,
+    /// Objects that nodes told of and that were refused because they may have been removed.
+    doubtful: u64,
     leases: Slab<Lease>,
     lease_ids: HashTable<Slot<Lease>>,
+    client_leases: BTreeMap<ClientId, Leasing>,
     /// All leases; the deadlines are in the same order.
     lease_order: List<Lease>,
     /// Objects named by all leases, counted once a lease.
@@ -207,6 +219,7 @@ impl Core {
             untold: BTreeSet::new(),
             places: Places::default(),
             graves: VecDeque::new(),
+            sweep: Sweep::default(),
             nodes: Slab::new(),
             draining: BTreeSet::new(),
             repairs: Repairs::default(),
@@ -227,9 +240,11 @@ impl Core {
             stale: Slab::new(),
             stale_names: HashTable::new(),
             lingering: BTreeMap::new(),
-            removals: Removals::new(),
+            removals: Removals::new(settings.removals_max),
+            doubtful: 0,
             leases: Slab::new(),
             lease_ids: HashTable::new(),
+            client_leases: BTreeMap::new(),
             lease_order: List::new(),
             leased: 0,
             fingerprints: Fingerprints::new(),
@@ -261,14 +276,23 @@ impl Core {
         }
         self.end_rests();
         self.resume_repairs();
-        self.bury(CALL_BURIALS_MAX);
+        self.bury(self.settings.step as usize);
+    }
+
+    /// How many objects that are out of sight one tick forgets.
+    const fn tick_step(&self) -> usize {
+        self.settings.step as usize * TICK_STEPS
     }
 
     /// What is to be done now and then: [`Self::advance`], and eviction down to the low watermark. True: there is
     /// more to evict than one tick may; call again soon.
     pub fn tick(&mut self, now: Millis, effects: &mut Vec<Effect>) -> bool {
         self.advance(now, effects);
-        let buries = self.bury(TICK_BURIALS_MAX);
+        let buries = self.bury(self.tick_step()) || self.is_late();
+        if self.sweep.is_on() {
+            // What is out of sight still has space and stands among victims: nothing is evicted or moved for it.
+            return true;
+        }
         let drains = self.drain_step();
         self.find_repairs();
         self.retire_extras();

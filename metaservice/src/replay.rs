@@ -18,7 +18,7 @@ use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, Node
 pub use self::trace::{BLOCK_TOKENS, Request, Trace, TraceError};
 pub use self::workloads::{HELD_OUT, VARIED, WORKLOADS, workload};
 
-use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits};
 
 const CLIENT: ClientId = ClientId::new(1);
 const PAYLOAD_BYTES: u64 = (64 << 10) - 64;
@@ -33,6 +33,8 @@ const SETTINGS: Settings = Settings {
     low_watermark_ppm: 1_000_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Lru,
 };
 

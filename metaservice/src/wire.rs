@@ -43,6 +43,7 @@ impl Fault {
             Self::Refused(refusal @ (Refusal::Stale { .. } | Refusal::Late { .. } | Refusal::NotLent { .. })) => {
                 (pb::failure::Code::Stale, refusal.to_string())
             }
+            Self::Refused(refusal @ Refusal::Limit { .. }) => (pb::failure::Code::Limit, refusal.to_string()),
             Self::Refused(refusal) => (pb::failure::Code::Invalid, refusal.to_string()),
         };
         pb::Failure { code: code.into(), message }

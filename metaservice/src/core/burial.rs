@@ -7,6 +7,7 @@
 use super::Core;
 use super::index::Entry;
 use super::object::Object;
+use super::record::Name;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -21,6 +22,11 @@ impl Core {
         self.untold.remove(&self.segments[slot].id);
         for reservation in std::mem::take(&mut self.segments[slot].reservations) {
             let reservation = self.remove_reservation(reservation);
+            let name = Name { hash: self.index.get(reservation.entry).hash(), generation: reservation.serial.get() };
+            // Its record may stand already. A put may take effect when its key was removed, a copy may not.
+            if reservation.copy && self.removals.cover(name.hash, name.generation) {
+                self.note_hidden(name);
+            }
             self.forget_writer(reservation.entry);
             self.forget_held(reservation.held);
         }
@@ -29,7 +35,7 @@ impl Core {
         self.graves.push_back(slot);
     }
 
-    /// Forgets up to so many objects of void segments. True: there are more.
+    /// Forgets about so many objects of void segments, then of keys under a floor. True: there are more.
     pub(super) fn bury(&mut self, mut budget: usize) -> bool {
         while let Some(slot) = self.graves.front().copied() {
             while let Some(object) = self.segments[slot].leased.oldest() {
@@ -55,13 +61,17 @@ impl Core {
             self.segments.remove(slot);
             self.graves.pop_front();
         }
-        false
+        self.sweep_some(budget)
     }
 
     /// Forgets the void replicas of one key ahead of their turn. True: it is known still.
     pub(super) fn bury_of(&mut self, entry: Slot<Entry>) -> bool {
-        if self.graves.is_empty() {
+        if !self.has_void() {
             return true;
+        }
+        if self.index.get(entry).object.is_some() && self.is_void(entry) {
+            self.forget_void(entry);
+            return self.index.knows(entry);
         }
         let mut next = self.index.get(entry).object;
         while let Some(slot) = next {

@@ -80,7 +80,7 @@ impl Core {
         let bytes = segments().map(|segment| segment.space.used_bytes()).sum();
         DrainReport {
             drain: node.drain,
-            objects: segments().map(|segment| segment.objects).sum(),
+            objects: segments().map(Segment::readable_objects).sum(),
             bytes,
             moved: node.moved,
             dropped: node.dropped,
@@ -105,6 +105,9 @@ impl Core {
 
     /// Takes from nodes that are being emptied what need not be moved. True: one step was not enough.
     pub(super) fn drain_step(&mut self) -> bool {
+        if self.sweep.is_on() {
+            return true;
+        }
         let mut budget = TICK_DRAINED_MAX;
         for node in self.draining.iter().copied().collect::<Vec<_>>() {
             let drop = self.nodes[node].drain == Some(Drain::Drop);
@@ -179,6 +182,9 @@ impl Core {
     /// Hands out copies of objects on nodes that are being emptied, those used last first. An object under a lease, as
     /// the sources of copies are, has its turn when the lease is over.
     pub(super) fn hand_out_moves(&mut self, hand: &mut Hand) {
+        if self.sweep.is_on() {
+            return;
+        }
         let nodes = self.draining.iter().map(|node| &self.nodes[*node]).filter(|node| node.drain != Some(Drain::Drop));
         let segments: Vec<_> = nodes
             .flat_map(|node| node.segments.iter().map(|segment| (*segment, node.drain == Some(Drain::Evict))))

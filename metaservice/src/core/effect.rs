@@ -29,6 +29,20 @@ pub enum Effect {
         /// Readable objects there now.
         objects: u64,
     },
+    /// Objects that a node told of were refused: they may have been removed while it was away, which is forgotten.
+    Doubtful {
+        /// The node.
+        node: NodeId,
+        /// Which life of it.
+        incarnation: Incarnation,
+        /// How many.
+        objects: u64,
+    },
+    /// More was removed than is remembered: memory that was away since before loses what is older.
+    RemovalsForgotten {
+        /// How many removals there were.
+        removals: u64,
+    },
     /// A node's memory is no longer part of the pool.
     NodeGone {
         /// The node.

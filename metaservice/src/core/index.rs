@@ -64,6 +64,7 @@ const WANTED: u32 = 0b1111 << WANTED_SHIFT;
 const _: () = assert!(memcache_types::limits::REPLICAS_MAX <= 0b1111);
 const QUEUED: u32 = 1 << 28;
 const PINNED: u32 = 1 << 29;
+const COLOUR_SHIFT: u32 = 30;
 
 impl Entry {
     /// Live reservations.
@@ -97,6 +98,15 @@ impl Entry {
 
     pub(super) const fn set_queued(&mut self, queued: bool) {
         self.state = if queued { self.state | QUEUED } else { self.state & !QUEUED };
+    }
+
+    /// Of the time in which it became readable. Means something only while there is an object.
+    pub(super) const fn colour(&self) -> u32 {
+        self.state >> COLOUR_SHIFT
+    }
+
+    pub(super) const fn set_colour(&mut self, colour: u32) {
+        self.state = self.state & !(0b11 << COLOUR_SHIFT) | colour << COLOUR_SHIFT;
     }
 
     /// Whether it is kept from eviction.

@@ -15,6 +15,15 @@ pub const LEASES_MAX: usize = 1 << 20;
 /// Most objects named by all leases together, counted once a lease.
 pub const LEASED_MAX: usize = 1 << 25;
 
+/// Most leases of one client: who lets go of none stands in nobody's way.
+pub const CLIENT_LEASES_MAX: usize = LEASES_MAX / 16;
+
+/// Most objects named by the leases of one client.
+pub const CLIENT_LEASED_MAX: usize = LEASED_MAX / 16;
+
+/// A lease ends so many times its length after the locate at the latest, however often it is renewed.
+pub const LEASE_LENGTHS_MAX: u64 = 30;
+
 /// Most nodes.
 pub const NODES_MAX: usize = 1 << 16;
 
@@ -39,11 +48,18 @@ pub const FINGERPRINT_BYTES_MAX: usize = 16 << 10;
 /// Most objects evicted in one tick. The next tick goes on.
 pub const TICK_EVICTIONS_MAX: usize = 4096;
 
-/// Most objects of a node that is gone that one call forgets; the next calls go on.
-pub const CALL_BURIALS_MAX: usize = 256;
+/// Objects of nodes that are gone, or under a floor, that one call forgets; the next calls go on.
+pub const CALL_BURIALS_MAX: u32 = 256;
 
-/// Most of them that one tick forgets.
-pub const TICK_BURIALS_MAX: usize = 4096;
+/// A tick forgets so many times as many.
+pub const TICK_STEPS: usize = 16;
+
+/// Entries that a sweep looks at for the cost of one object that is forgotten.
+pub const SWEEP_SEEN_MAX: usize = 16;
+
+/// Most reservations, and objects under leases, that end within one call because their time is over, and most extents that
+/// are free again; the next calls go on.
+pub const CALL_ENDED_MAX: usize = 4096;
 
 /// Most keys that wait in line for more replicas. Those beyond are found again by going through all keys.
 pub const REPAIRS_MAX: usize = 1 << 22;
@@ -96,6 +112,6 @@ pub const HOLE_OBJECTS_MAX: usize = 4096;
 /// Segments with the most free bytes that are tried before the one with the longest free run.
 pub const PLACES_TRIED_MAX: usize = 16;
 
-/// Most removed keys that are remembered, lest a node that was away bring them back. Past it, nodes that come back lose
-/// whatever is as old as the first key forgotten.
-pub const REMOVALS_MAX: usize = 1 << 16;
+/// Most removals that are remembered, lest a node that was away bring back what they took: 16 parts, each a full table of
+/// 2^18 places and 4.3 MiB. Past it, nodes lose what is as old as the removals that were forgotten while they were away.
+pub const REMOVALS_MAX: u32 = 16 * (7 << 15);

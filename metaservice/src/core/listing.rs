@@ -82,6 +82,7 @@ impl Core {
         }
         let slot = self.lent_segment(holdings)?;
         let mut kept = Vec::with_capacity(count);
+        let doubtful = self.doubtful;
         for (at, key) in holdings.keys.iter().enumerate() {
             let serial = NonZeroU64::new(holdings.generations[at]);
             let claim = serial.map(|serial| Claim {
@@ -97,6 +98,10 @@ impl Core {
                 if holdings.gone { self.drop_claim(slot, &claim) } else { self.take_claim(slot, &claim) }
             }));
         }
+        let objects = self.doubtful - doubtful;
+        if objects > 0 {
+            effects.push(Effect::Doubtful { node: holdings.node, incarnation: holdings.incarnation, objects });
+        }
         if holdings.told || holdings.done {
             self.untold.remove(&holdings.segment);
         }
@@ -104,7 +109,7 @@ impl Core {
             && let Some(rest_until) = self.segments[slot].listing.take()
         {
             self.end_listing(slot, rest_until);
-            let (node, objects) = (holdings.node, self.segments[slot].objects);
+            let (node, objects) = (holdings.node, self.segments[slot].readable_objects());
             effects.push(Effect::Listed { node, incarnation: holdings.incarnation, objects });
         }
         Ok(Listed { kept })
@@ -144,8 +149,14 @@ impl Core {
             return false;
         }
         let hash = entry.map_or_else(|| KeyDigest::of(claim.key).low(), |entry| self.index.get(entry).hash());
-        let bytes = extent_bytes(claim.payload_bytes);
-        if self.removals.may_cover(hash, claim.origin) || !self.segments[segment].space.take_at(claim.offset, bytes) {
+        if self.removals.cover(hash, claim.origin) {
+            return false;
+        }
+        if self.removals.forgot(self.segments[segment].seen, claim.origin) {
+            self.doubtful += 1;
+            return false;
+        }
+        if !self.segments[segment].space.take_at(claim.offset, extent_bytes(claim.payload_bytes)) {
             return false;
         }
         self.insert_claim(segment, claim);

@@ -7,7 +7,7 @@ use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::{CHUNK, Entry};
-use super::limits::{LEASED_MAX, LEASES_MAX};
+use super::limits::{CALL_ENDED_MAX, CLIENT_LEASED_MAX, CLIENT_LEASES_MAX, LEASE_LENGTHS_MAX, LEASED_MAX, LEASES_MAX};
 use super::list::{Links, linked};
 use super::node::Node;
 use super::object::Object;
@@ -20,12 +20,22 @@ use super::slab::Slot;
 pub(super) struct Lease {
     links: Links<Lease>,
     serial: u64,
-    client: ClientId,
+    pub(super) client: ClientId,
     deadline: Millis,
+    /// No renewal goes beyond.
+    latest: Millis,
     pub(super) objects: Box<[Slot<Object>]>,
 }
 
 linked!(Lease);
+
+/// The leases of one client.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Leasing {
+    pub(super) leases: usize,
+    /// Objects that they name, counted once a lease.
+    pub(super) objects: usize,
+}
 
 /// Where a readable object is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,14 +94,10 @@ impl Core {
         effects: &mut Vec<Effect>,
     ) -> Result<LocateReply, Refusal> {
         self.advance(now, effects);
-        if self.leases.len() >= LEASES_MAX {
-            let found = self.leases.len() as u64 + 1;
-            return Err(Refusal::Limit { what: "leases", found, limit: LEASES_MAX as u64 });
+        while self.lease_room(client, keys.len()).is_err() && self.are_leases_late() {
+            self.expire_leases();
         }
-        if self.leased + keys.len() > LEASED_MAX {
-            let found = (self.leased + keys.len()) as u64;
-            return Err(Refusal::Limit { what: "objects under leases", found, limit: LEASED_MAX as u64 });
-        }
+        let room = self.lease_room(client, keys.len())?;
         let mut reply = LocateReply {
             outcomes: Vec::with_capacity(keys.len()),
             found: Vec::with_capacity(keys.len()),
@@ -108,7 +114,7 @@ impl Core {
                 let (outcome, first) = self.judge(*known);
                 reply.outcomes.push(outcome);
                 if let (Some((entry, hash)), Some(first)) = (*known, first) {
-                    self.find_replicas(first, near, &mut reply, &mut objects);
+                    self.find_replicas(first, near, room, &mut reply, &mut objects);
                     self.count_read(entry, hash);
                     if self.hot.is_some()
                         && let Some(node) = near
@@ -126,12 +132,29 @@ impl Core {
         Ok(reply)
     }
 
-    /// Adds the replicas of a key, from the first on, to a reply and to the objects under its lease. Past the limit of
-    /// objects under leases one replica must do.
+    /// How many objects one more lease of a client may name: at least those of so many keys.
+    fn lease_room(&self, client: ClientId, keys: usize) -> Result<usize, Refusal> {
+        let own = self.client_leases.get(&client).copied().unwrap_or_default();
+        for (what, found, limit) in [
+            ("leases of this client", own.leases + 1, CLIENT_LEASES_MAX),
+            ("leases", self.leases.len() + 1, LEASES_MAX),
+            ("objects under leases of this client", own.objects + keys, CLIENT_LEASED_MAX),
+            ("objects under leases", self.leased + keys, LEASED_MAX),
+        ] {
+            if found > limit {
+                return Err(Refusal::Limit { what, found: found as u64, limit: limit as u64 });
+            }
+        }
+        Ok((CLIENT_LEASED_MAX - own.objects).min(LEASED_MAX - self.leased))
+    }
+
+    /// Adds the replicas of a key, from the first on, to a reply and to the objects under its lease. Where there is no room
+    /// under leases for all replicas, one must do.
     fn find_replicas(
         &mut self,
         first: Slot<Object>,
         near: Option<Slot<Node>>,
+        room: usize,
         reply: &mut LocateReply,
         objects: &mut Vec<Slot<Object>>,
     ) {
@@ -141,7 +164,7 @@ impl Core {
             next = object.sibling;
             let Some(segment) = self.live_segment(object) else { continue };
             let is_first = reply.found.len() == position;
-            if !is_first && self.leased + objects.len() >= LEASED_MAX {
+            if !is_first && objects.len() >= room {
                 return;
             }
             let found = Found::new(object, segment.id);
@@ -167,8 +190,12 @@ impl Core {
     pub(super) fn new_lease(&mut self, client: ClientId, objects: Box<[Slot<Object>]>) -> LeaseId {
         let serial = self.next_serial();
         self.leased += objects.len();
-        let deadline = self.now.plus(self.settings.lease_ms.into());
-        let slot = self.leases.insert(Lease { links: Links::new(), serial, client, deadline, objects });
+        let own = self.client_leases.entry(client).or_default();
+        own.leases += 1;
+        own.objects += objects.len();
+        let length = u64::from(self.settings.lease_ms);
+        let (deadline, latest) = (self.now.plus(length), self.now.plus(length.saturating_mul(LEASE_LENGTHS_MAX)));
+        let slot = self.leases.insert(Lease { links: Links::new(), serial, client, deadline, latest, objects });
         self.lease_order.push(&mut self.leases, slot);
         let leases = &self.leases;
         self.lease_ids.insert_unique(hash_id(serial), slot, |other| hash_id(leases[*other].serial));
@@ -196,7 +223,8 @@ impl Core {
         Ok(())
     }
 
-    /// Lets leases last for their full time again; true where the lease was this client's and not over.
+    /// Lets leases last for their full time again; true where the lease was this client's and not over. Where that would go
+    /// past its latest end it ends when it would have.
     pub fn renew(
         &mut self,
         now: Millis,
@@ -210,7 +238,10 @@ impl Core {
         let mut renewed = Vec::with_capacity(leases.len());
         for id in leases {
             let found = self.lease_ids.find(hash_id(*id), |slot| self.leases[*slot].serial == *id).copied();
-            let own = found.filter(|slot| self.leases[*slot].client == client);
+            let own = found.filter(|slot| {
+                let lease = &self.leases[*slot];
+                lease.client == client && lease.deadline > self.now && deadline <= lease.latest
+            });
             if let Some(slot) = own {
                 self.leases[slot].deadline = deadline;
                 self.lease_order.unlink(&mut self.leases, slot);
@@ -221,10 +252,17 @@ impl Core {
         Ok(renewed)
     }
 
+    pub(super) fn are_leases_late(&self) -> bool {
+        self.lease_order.oldest().is_some_and(|slot| self.leases[slot].deadline <= self.now)
+    }
+
     pub(super) fn expire_leases(&mut self) {
-        while let Some(slot) = self.lease_order.oldest()
+        let mut ended = 0;
+        while ended < CALL_ENDED_MAX
+            && let Some(slot) = self.lease_order.oldest()
             && self.leases[slot].deadline <= self.now
         {
+            ended += self.leases[slot].objects.len();
             self.end_lease(slot);
         }
     }
@@ -246,6 +284,13 @@ impl Core {
             occupied.remove();
         }
         self.leased -= lease.objects.len();
+        if let Some(own) = self.client_leases.get_mut(&lease.client) {
+            own.leases -= 1;
+            own.objects -= lease.objects.len();
+            if own.leases == 0 {
+                self.client_leases.remove(&lease.client);
+            }
+        }
         // A batch is a chain from head to tail, and what was used last goes last: the head.
         for slot in lease.objects.iter().rev().copied() {
             let object = &mut self.objects[slot];
@@ -307,7 +352,7 @@ impl Core {
         };
         let known = self.index.get(entry);
         match known.object {
-            Some(_) if !self.graves.is_empty() && !self.chain(entry).any(|object| self.is_live(object)) => {}
+            Some(_) if self.has_void() && !self.chain(entry).any(|object| self.is_live(object)) => {}
             Some(object) => return (LocateOutcome::Located, Some(object)),
             None => {}
         }

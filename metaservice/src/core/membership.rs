@@ -86,12 +86,15 @@ pub struct Beat {
     pub floor: u64,
 }
 
-/// How a node that is gone was last seen.
+/// What is remembered of a node that is gone.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Departed {
-    pub(super) incarnation: Incarnation,
+    /// Its newest life.
+    incarnation: Incarnation,
     /// How far it was with being emptied, and why it is gone.
     pub(super) last: DrainReport,
+    /// As of its segments.
+    seen: u64,
 }
 
 /// What a reader needs to know about a segment.
@@ -135,8 +138,10 @@ impl Core {
             return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
         }
         let rests = lists || previous_epoch.get() != 0;
+        let was_here = self.departed.get(&node).filter(|_| previous_epoch == self.epoch);
+        let seen = was_here.map_or(0, |departed| departed.seen);
         // Who comes back under the same incarnation brings the same memory, and says so.
-        if !rests && self.departed.get(&node).is_some_and(|gone| gone.incarnation == incarnation) {
+        if !rests && self.departed.get(&node).is_some_and(|departed| departed.incarnation == incarnation) {
             return Err(Refusal::Late { node, incarnation });
         }
         // Readers of the former life need the rest as writers do: a new object that covers the old one in part leaves
@@ -157,13 +162,15 @@ impl Core {
         self.node_ids.insert(node, slot);
         self.next_death = self.next_death.min(self.now.plus(self.settings.node_dead_ms.into()));
         for offer in offers {
-            self.add_segment(slot, offer, usable_from, lists);
+            self.add_segment(slot, offer, usable_from, lists.then_some(seen));
         }
         effects.push(Effect::NodeJoined { node, incarnation, name: name.into(), bytes, rests });
         Ok(self.join_reply(slot))
     }
 
-    fn add_segment(&mut self, node: Slot<Node>, offer: SegmentOffer, usable_from: Millis, lists: bool) {
+    /// `seen`: its node will tell what it holds, of which these removals are no concern.
+    fn add_segment(&mut self, node: Slot<Node>, offer: SegmentOffer, usable_from: Millis, seen: Option<u64>) {
+        let lists = seen.is_some();
         let id = SegmentId::new(self.next_serial());
         let slot = self.segments.insert(Segment {
             id,
@@ -174,6 +181,7 @@ impl Core {
             space: SpaceMap::new(offer.bytes),
             usable_from: if lists { Millis::NEVER } else { usable_from },
             listing: lists.then_some(usable_from),
+            seen: seen.unwrap_or(0),
             table: Table::new(offer.holdings),
             unrecorded: 0,
             idle: self.policy.shelves(),
@@ -182,6 +190,7 @@ impl Core {
             pinned: Pinned::new(),
             leased: List::new(),
             objects: 0,
+            hidden: 0,
             reservations: Vec::new(),
             gone: false,
             shelved: None,
@@ -326,7 +335,7 @@ impl Core {
 
     pub(super) fn check_incarnation(&self, node: NodeId, claimed: Incarnation) -> Result<(), Refusal> {
         let joined = self.node_ids.get(&node).map(|slot| self.nodes[*slot].incarnation);
-        match joined.or_else(|| self.departed.get(&node).map(|gone| gone.incarnation)) {
+        match joined.or_else(|| self.departed.get(&node).map(|departed| departed.incarnation)) {
             Some(current) if claimed < current => Err(Refusal::Stale { node, claimed, current }),
             _ => Ok(()),
         }
@@ -353,14 +362,18 @@ impl Core {
         let last = DrainReport { gone: Some(reason), ..self.drain_report(slot) };
         self.draining.remove(&slot);
         let segments = std::mem::take(&mut self.nodes[slot].segments);
-        let objects = segments.iter().map(|segment| self.segments[*segment].objects).sum();
+        let objects = segments.iter().map(|segment| self.segments[*segment].readable_objects()).sum();
+        // What was removed while it was here has no record there, or its record is known to stand: see `forget_stale`.
+        let turn = self.removals.turn();
+        let known = |slot: &Slot<Segment>| self.segments[*slot].listing.map_or(turn, |_| self.segments[*slot].seen);
+        let seen = segments.iter().map(known).min().unwrap_or(turn);
         for segment in segments {
             self.give_up(segment);
         }
         let node = self.nodes.remove(slot);
         self.node_ids.remove(&node.id);
         self.forget_asked(node.id);
-        self.remember_departed(node.id, Departed { incarnation: node.incarnation, last });
+        self.remember_departed(node.id, Departed { incarnation: node.incarnation, last, seen });
         effects.push(Effect::NodeGone {
             node: node.id,
             incarnation: node.incarnation,

@@ -28,6 +28,12 @@ pub(super) struct Pin {
     number: u64,
 }
 
+impl Pin {
+    pub(super) const fn is_soft(&self) -> bool {
+        self.until.is_some()
+    }
+}
+
 /// All pins.
 #[derive(Debug, Default)]
 pub(super) struct Pins {
@@ -124,6 +130,9 @@ impl Core {
         if let Some(value) = ttl_ms.filter(|ms| !(1..=PIN_MS_MAX).contains(ms)) {
             return Err(Refusal::Value { what: "ttl_ms", value, want: "1 to 2592000000 (30 days)" });
         }
+        if self.pins.by_entry.len() + keys.len() > PINS_MAX {
+            self.finish_sweep();
+        }
         let all = self.pins.by_entry.len() + keys.len();
         if all > PINS_MAX {
             return Err(Refusal::Limit { what: "pins", found: all as u64, limit: PINS_MAX as u64 });
@@ -152,6 +161,9 @@ impl Core {
         };
         if stays {
             return PinOutcome::Pinned;
+        }
+        if until.is_none() && !self.has_quota(entry) {
+            self.finish_sweep();
         }
         if until.is_none() && !self.has_quota(entry) {
             return PinOutcome::PinOverQuota;
@@ -281,7 +293,9 @@ impl Core {
             return;
         }
         self.index.get_mut(entry).set_pinned(false);
-        if let Some(Pin { until: Some(until), number }) = self.pins.by_entry.remove(&entry) {
+        let Some(pin) = self.pins.by_entry.remove(&entry) else { return };
+        self.count_hidden_pin(entry, pin);
+        if let Pin { until: Some(until), number } = pin {
             self.pins.ends.remove(&(until, number, entry));
         }
     }

@@ -29,17 +29,41 @@ impl Core {
     /// writer, then the segment with the most free bytes, then the one whose next victim comes before those of all others:
     /// that one evicts until the extent fits.
     pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
-        let wished = wish.preferred.iter().copied().chain(wish.near);
-        let slot = wished
-            .filter(|node| !not_on.contains(node))
-            .find_map(|node| self.roomiest_of(node, bytes))
-            .or_else(|| self.roomiest(bytes, not_on));
+        let mut slot = self.roomiest_wished(bytes, wish, not_on);
+        if slot.is_none() && self.sweep.is_on() {
+            // What was removed may be in the way there. One step is no more than a tick takes.
+            self.catch_up();
+        }
+        slot = slot.or_else(|| self.roomiest_for(bytes, wish, not_on));
+        while slot.is_none() && self.catch_up() {
+            slot = self.roomiest_for(bytes, wish, not_on);
+        }
         if let Some(slot) = slot {
             return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
         // A further replica is not worth a pin.
         self.place_by_eviction(bytes, not_on)
             .or_else(|| if not_on.is_empty() { self.place_over_pins(bytes) } else { None })
+    }
+
+    fn roomiest_for(&self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
+        self.roomiest_wished(bytes, wish, not_on).or_else(|| self.roomiest(bytes, not_on))
+    }
+
+    fn roomiest_wished(&self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
+        let wished = wish.preferred.iter().copied().chain(wish.near);
+        wished.filter(|node| !not_on.contains(node)).find_map(|node| self.roomiest_of(node, bytes))
+    }
+
+    /// There is no room, but there may be some: one more step of what is done in steps. False: all is done.
+    fn catch_up(&mut self) -> bool {
+        let may = self.sweep.is_on() || self.are_leases_late() || self.is_rest_late();
+        if may {
+            self.end_quarantine();
+            self.expire_leases();
+            self.sweep_some(self.tick_step());
+        }
+        may
     }
 
     /// The segment of a node with the most free bytes among those where the extent fits now.
@@ -147,7 +171,7 @@ impl Core {
             let is_extra = self.segments[slot].surplus.extra.oldest() == Some(object);
             // Of what was asked for none may go because one on a node that is gone still counts.
             let is_settled = || !is_extra || self.chain(entry).all(|other| self.is_live(other));
-            if self.graves.is_empty() || is_settled() && self.chain(entry).any(|other| lives(&other)) {
+            if !self.has_void() || is_settled() && self.chain(entry).any(|other| lives(&other)) {
                 return Some(((false, (u64::from(!is_extra), self.objects[object].used())), object));
             }
             // Siblings were on nodes that are gone: it may be the last.

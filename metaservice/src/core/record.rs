@@ -65,6 +65,8 @@ pub(super) struct Stale {
     claims: u32,
     /// Nothing stands there any more; the place is free when the last claim has ended.
     cleared: bool,
+    /// What is said there under either name was removed.
+    removed: [bool; 2],
     /// Start of the range it is in.
     range: Option<u64>,
     next: Option<Slot<Stale>>,
@@ -72,9 +74,9 @@ pub(super) struct Stale {
 
 /// Which object a record speaks of.
 #[derive(Clone, Copy, Debug)]
-struct Name {
-    hash: u64,
-    generation: u64,
+pub(super) struct Name {
+    pub(super) hash: u64,
+    pub(super) generation: u64,
 }
 
 /// What a ticket has to do with records.
@@ -212,9 +214,14 @@ impl Core {
                 let name = Name { hash, generation };
                 self.stale[slot].names.1 = Some(name);
                 self.name(slot, name);
+                self.mark_if_removed(slot);
                 Some(slot)
             }
-            (None, Some(record)) => Some(self.new_stale(segment, record, hash, generation)),
+            (None, Some(record)) => {
+                let stale = self.new_stale(segment, record, hash, generation);
+                self.mark_if_removed(stale);
+                Some(stale)
+            }
             (None, None) => None,
         };
         Leftover { stale, clears: held.clears }
@@ -237,12 +244,24 @@ impl Core {
 
     pub(super) fn forget_leftover(&mut self, leftover: Leftover) {
         if let Some(slot) = leftover.stale {
-            self.unname(slot);
-            self.stale.remove(slot);
+            self.forget_stale(slot);
         }
         for slot in leftover.clears {
             self.end_claim(slot);
         }
+    }
+
+    /// Forgets a record of a segment that is gone; what was removed is remembered. What came next in its range.
+    fn forget_stale(&mut self, slot: Slot<Stale>) -> Option<Slot<Stale>> {
+        self.unname(slot);
+        let stale = self.stale.remove(slot);
+        let (first, second) = stale.names;
+        for (name, removed) in [Some(first), second].into_iter().zip(stale.removed) {
+            if let Some(name) = name.filter(|_| removed) {
+                self.note_hidden(name);
+            }
+        }
+        stale.next
     }
 
     /// Forgets all records of a segment whose node is gone. Its tickets and resting space have gone before.
@@ -256,8 +275,7 @@ impl Core {
         for (_, range) in std::mem::take(&mut self.segments[segment].table.ranges) {
             let mut next = Some(range.first);
             while let Some(slot) = next {
-                self.unname(slot);
-                next = self.stale.remove(slot).next;
+                next = self.forget_stale(slot);
             }
         }
     }
@@ -271,7 +289,16 @@ impl Core {
         generation: u64,
     ) -> Slot<Stale> {
         let name = Name { hash, generation };
-        let stale = Stale { segment, slot, names: (name, None), claims: 0, cleared: false, range: None, next: None };
+        let stale = Stale {
+            segment,
+            slot,
+            names: (name, None),
+            claims: 0,
+            cleared: false,
+            removed: [false; 2],
+            range: None,
+            next: None,
+        };
         let slot = self.stale.insert(stale);
         self.name(slot, name);
         slot
@@ -345,6 +372,23 @@ impl Core {
             if let Ok(found) = self.stale_names.find_entry(name.hash, |other| *other == (name.hash, slot)) {
                 found.remove();
             }
+        }
+    }
+
+    /// A writing ended in vain: its key may have been removed meanwhile.
+    pub(super) fn mark_if_removed(&mut self, slot: Slot<Stale>) {
+        let (first, second) = self.stale[slot].names;
+        for (at, name) in [Some(first), second].into_iter().flatten().enumerate() {
+            self.stale[slot].removed[at] |= self.removals.cover(name.hash, name.generation);
+        }
+    }
+
+    /// A key was removed: that counts for records that may still speak of it, also when their segment comes back.
+    pub(super) fn mark_removed(&mut self, hash: u64) {
+        for (_, slot) in self.stale_names.iter_hash(hash).filter(|(of, _)| *of == hash) {
+            let stale = &mut self.stale[*slot];
+            stale.removed[0] |= stale.names.0.hash == hash;
+            stale.removed[1] |= stale.names.1.is_some_and(|name| name.hash == hash);
         }
     }
 

@@ -1,14 +1,11 @@
 //! Objects change lists, become invisible and give their space back; what was removed does not come back.
 
-use std::collections::{BTreeMap, VecDeque};
-
 use memcache_types::{Generation, KeyBatch, KeyDigest, SegmentId};
 
 use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::Entry;
-use super::limits::REMOVALS_MAX;
 use super::object::Object;
 use super::record::RecordAt;
 use super::replicas::Shelf;
@@ -38,48 +35,6 @@ pub struct RemovedAll {
     pub floors: Vec<(SegmentId, u64)>,
 }
 
-/// What was removed in this life, and up to which generation.
-#[derive(Debug)]
-pub(super) struct Removals {
-    by_hash: BTreeMap<u64, u64>,
-    order: VecDeque<(u64, u64)>,
-    /// Everything up to here was removed.
-    floor: u64,
-    /// Some removed key up to here was forgotten.
-    forgotten: u64,
-    /// Calls that removed everything.
-    turns: u64,
-}
-
-impl Removals {
-    pub(super) const fn new() -> Self {
-        Self { by_hash: BTreeMap::new(), order: VecDeque::new(), floor: 0, forgotten: 0, turns: 0 }
-    }
-
-    fn note(&mut self, hash: u64, serial: u64) {
-        self.by_hash.insert(hash, serial);
-        self.order.push_back((hash, serial));
-        if self.order.len() > REMOVALS_MAX
-            && let Some((hash, serial)) = self.order.pop_front()
-        {
-            self.forgotten = serial;
-            if self.by_hash.get(&hash) == Some(&serial) {
-                self.by_hash.remove(&hash);
-            }
-        }
-    }
-
-    /// Whether an object of this generation may have been removed.
-    pub(super) fn may_cover(&self, hash: u64, generation: u64) -> bool {
-        let own = self.by_hash.get(&hash).copied().unwrap_or(0);
-        generation <= self.floor.max(self.forgotten).max(own)
-    }
-
-    pub(super) const fn floor(&self) -> u64 {
-        self.floor
-    }
-}
-
 impl Core {
     /// Removes keys. Reservations of the keys are untouched: a put that is under way may still take effect.
     pub fn remove(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Removed {
@@ -89,7 +44,8 @@ impl Core {
         for key in keys.iter() {
             reply.removed.push(self.index.find(key).is_some_and(|entry| self.remove_key(entry)));
             let hash = KeyDigest::of(key).low();
-            self.removals.note(hash, self.serial);
+            self.note_removal(hash, effects);
+            self.mark_removed(hash);
             reply.records.extend(self.stale_records_of(hash));
         }
         reply
@@ -109,30 +65,26 @@ impl Core {
         was_readable
     }
 
-    /// Removes every readable key.
+    /// Removes every readable key. Their space is free again a little later, in steps, or when somebody needs it.
     pub fn remove_all(&mut self, now: Millis, effects: &mut Vec<Effect>) -> RemovedAll {
         self.advance(now, effects);
-        let removed = self.remove_up_to(self.serial);
-        self.removals.turns += 1;
-        let turn = self.removals.turns;
+        self.bury(self.tick_step());
+        let removed = self.readable_keys();
+        self.removals.floor = self.serial;
+        self.hide_all();
+        self.bury(self.settings.step as usize);
+        self.removals.floors += 1;
+        let turn = self.removals.floors;
         let tables = self.segment_ids.iter().map(|(id, slot)| (*id, self.segments[*slot].table.place));
         let floors = tables.filter(|(_, place)| place.records > 0).map(|(id, place)| (id, place.floor_offset(turn)));
         RemovedAll { removed, floor: Generation::new(self.serial), floors: floors.collect() }
     }
 
-    /// Removes every readable key whose bytes come from a put of this generation or an older one, for good; how many
-    /// there were.
-    pub(super) fn remove_up_to(&mut self, floor: u64) -> u64 {
+    /// Removes every readable key whose bytes come from a put of this generation or an older one, for good.
+    pub(super) fn remove_up_to(&mut self, floor: u64) {
         self.removals.floor = self.removals.floor.max(floor);
-        while self.bury(usize::MAX) {}
-        let count = self.readable;
-        let is_covered = |object: &Object| object.entry.is_some_and(|entry| self.index.origin(entry) <= floor);
-        let covered: Vec<_> =
-            self.objects.iter().filter(|(_, object)| is_covered(object)).map(|(slot, _)| slot).collect();
-        for object in covered {
-            self.remove_object(object);
-        }
-        count - self.readable
+        self.hide_under_floor();
+        self.bury(self.settings.step as usize);
     }
 
     /// Makes one replica invisible at once. Its space is free when nobody holds a lease on it any more.

@@ -11,7 +11,9 @@ use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::Entry;
-use super::limits::{COPIES_MAX, REPAIRS_MAX, REPLY_COPIES_MAX, REPLY_REPAIRS_SEEN_MAX, TICK_KEYS_SEEN_MAX};
+use super::limits::{
+    CALL_ENDED_MAX, COPIES_MAX, REPAIRS_MAX, REPLY_COPIES_MAX, REPLY_REPAIRS_SEEN_MAX, TICK_KEYS_SEEN_MAX,
+};
 use super::list::Links;
 use super::lookup::Found;
 use super::node::Node;
@@ -96,9 +98,10 @@ impl Core {
 
     /// Keys whose copies were given up a while ago get in line.
     pub(super) fn resume_repairs(&mut self) {
-        while let Some((from, entry)) = self.repairs.later.front().copied()
-            && from <= self.now
-        {
+        for _ in 0..CALL_ENDED_MAX {
+            let Some((_, entry)) = self.repairs.later.front().copied().filter(|(from, _)| *from <= self.now) else {
+                return;
+            };
             self.repairs.later.pop_front();
             self.repairs.queue.push_back(entry);
         }
@@ -107,7 +110,7 @@ impl Core {
     /// Whether a readable key has fewer replicas than it should. Nobody is bringing one.
     pub(super) fn lacks(&self, entry: Slot<Entry>) -> bool {
         let known = self.index.get(entry);
-        known.object.is_some() && known.writers() == 0 && self.lasting(entry) < known.wanted()
+        known.object.is_some() && known.writers() == 0 && !self.is_void(entry) && self.lasting(entry) < known.wanted()
     }
 
     /// A replica was sealed.

@@ -58,14 +58,15 @@ impl Core {
         std::iter::successors(self.index.get(entry).object, |slot| self.objects[*slot].sibling)
     }
 
-    /// Whether an object can be read: its node is there.
+    /// Whether an object can be read: its node is there, and no floor is above it.
     pub(super) fn is_live(&self, slot: Slot<Object>) -> bool {
         self.live_segment(&self.objects[slot]).is_some()
     }
 
-    /// The segment of an object, if its node is there.
+    /// The segment of an object that can be read.
     pub(super) fn live_segment(&self, object: &Object) -> Option<&Segment> {
-        object.segment.map(|segment| &self.segments[segment]).filter(|segment| !segment.gone)
+        let own = object.segment.map(|segment| &self.segments[segment]).filter(|segment| !segment.gone);
+        own.filter(|_| !object.entry.is_some_and(|entry| self.is_void(entry)))
     }
 
     /// The node of a replica, if that is there.
@@ -102,6 +103,8 @@ impl Core {
         self.objects[slot].sibling = first;
         self.index.get_mut(entry).object = Some(slot);
         if first.is_none() {
+            let colour = self.sweep.colour();
+            self.index.get_mut(entry).set_colour(colour);
             self.readable += 1;
         }
         self.replicas += 1;
@@ -127,6 +130,7 @@ impl Core {
             Some(before) => self.objects[before].sibling = next,
             None => self.index.get_mut(entry).object = next,
         }
+        self.count_hidden(entry, self.objects[slot].segment, standing.is_none());
         self.replicas -= 1;
         if let Some(segment) = self.objects[slot].segment {
             self.segments[segment].objects -= 1;

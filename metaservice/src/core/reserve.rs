@@ -13,7 +13,7 @@ use super::Core;
 use super::clock::Millis;
 use super::effect::Effect;
 use super::index::{CHUNK, Entry};
-use super::limits::{BATCH_NUMBERS_MAX, CLIENT_RESERVATIONS_MAX, KEYS_MAX, RESERVATIONS_MAX};
+use super::limits::{BATCH_NUMBERS_MAX, CALL_ENDED_MAX, CLIENT_RESERVATIONS_MAX, KEYS_MAX, RESERVATIONS_MAX};
 use super::list::{Links, linked};
 use super::object::Object;
 use super::place::Wish;
@@ -137,7 +137,11 @@ impl Core {
             return Err(Refusal::Value { what: "replicas", value: request.replicas as u64, want: "1 to 8" });
         }
         check_count("preferred nodes", request.preferred.len())?;
-        self.check_reservation_limits(client, count.saturating_mul(request.replicas))?;
+        let more = count.saturating_mul(request.replicas);
+        while self.check_reservation_limits(client, more).is_err() && self.are_reservations_late() {
+            self.expire_reservations(effects);
+        }
+        self.check_reservation_limits(client, more)?;
         let largest_bytes = self.places.longest_segment().map_or(0, payload_bytes_max);
         let mut reply = ReserveReply { outcomes: Vec::with_capacity(count), largest_bytes, ..ReserveReply::default() };
         let nodes = |ids: &[NodeId]| ids.iter().filter_map(|id| self.node_ids.get(id).copied()).collect::<Vec<_>>();
@@ -332,6 +336,7 @@ impl Core {
             if let Some(record) = record {
                 let hash = self.index.get(entry).hash();
                 let stale = self.new_stale(segment, record, hash, reservation.serial.get());
+                self.mark_if_removed(stale);
                 self.lay(stale, offset, bytes);
             }
             self.give_run_back(segment, offset, bytes);
@@ -408,7 +413,8 @@ impl Core {
     fn take_reservation(&mut self, client: ClientId, id: u64) -> Option<Reservation> {
         let reservations = &self.reservations;
         let slot = *self.reservation_ids.find(hash_id(id), |slot| reservations[*slot].serial.get() == id)?;
-        if reservations[slot].client != client {
+        // One whose time is over may be still there: its turn comes.
+        if reservations[slot].client != client || reservations[slot].deadline <= self.now {
             return None;
         }
         Some(self.remove_reservation(slot))
@@ -453,9 +459,14 @@ impl Core {
         self.end_writing(entry);
     }
 
+    pub(super) fn are_reservations_late(&self) -> bool {
+        self.reservation_order.oldest().is_some_and(|slot| self.reservations[slot].deadline <= self.now)
+    }
+
     pub(super) fn expire_reservations(&mut self, effects: &mut Vec<Effect>) {
         let mut count = 0;
-        while let Some(slot) = self.reservation_order.oldest()
+        while count < CALL_ENDED_MAX as u64
+            && let Some(slot) = self.reservation_order.oldest()
             && self.reservations[slot].deadline <= self.now
         {
             let reservation = self.remove_reservation(slot);
@@ -486,10 +497,9 @@ impl Core {
     }
 
     pub(super) fn end_quarantine(&mut self) {
-        while let Some(front) = self.quarantine.front()
-            && front.until <= self.now
-        {
-            let Some(rested) = self.quarantine.pop_front() else { return };
+        for _ in 0..CALL_ENDED_MAX {
+            let is_over = self.quarantine.front().is_some_and(|front| front.until <= self.now);
+            let Some(rested) = (if is_over { self.quarantine.pop_front() } else { None }) else { return };
             if let Some(slot) = self.segment_ids.get(&rested.segment).copied() {
                 self.give_run_back(slot, rested.offset, rested.bytes);
                 self.lay_records(rested.records, rested.offset, rested.bytes);

@@ -29,6 +29,8 @@ pub(super) struct Segment {
     pub(super) usable_from: Millis,
     /// Until when it rests, while its node has not told all that it holds.
     pub(super) listing: Option<Millis>,
+    /// Of removals noted up to here it holds nothing, or nothing that is not noted again: it was here.
+    pub(super) seen: u64,
     /// Where it writes down what it holds.
     pub(super) table: Table,
     /// Readable objects without a record, because the table was full or there is none.
@@ -45,10 +47,19 @@ pub(super) struct Segment {
     pub(super) leased: List<Object>,
     /// Readable objects.
     pub(super) objects: u64,
+    /// Those of them that are counted although everything was removed.
+    pub(super) hidden: u64,
     /// Live reservations here, in no order; each knows its position.
     pub(super) reservations: Vec<Slot<Reservation>>,
     /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.
     pub(super) gone: bool,
     /// Free bytes and longest free run under which it stands among those that take new objects; `None`: it takes none.
     pub(super) shelved: Option<(u64, u64)>,
+}
+
+impl Segment {
+    /// Objects here, but for what was removed and is not forgotten yet.
+    pub(super) const fn readable_objects(&self) -> u64 {
+        self.objects - self.hidden
+    }
 }

@@ -9,6 +9,7 @@ use super::effect::Effect;
 use super::index::Entry;
 use super::lookup::Found;
 use super::pins::PinReport;
+use super::segment::Segment;
 use super::slab::Slot;
 
 /// One node, counted.
@@ -111,9 +112,12 @@ impl Core {
     /// Everything that is known about some keys; nothing of it changes.
     pub fn info(&mut self, now: Millis, keys: &KeyBatch, effects: &mut Vec<Effect>) -> Vec<KeyReport> {
         self.advance(now, effects);
-        keys.iter()
-            .map(|key| self.index.find(key).map_or_else(KeyReport::default, |entry| self.key_report(entry)))
-            .collect()
+        let mut reports = Vec::with_capacity(keys.len());
+        for key in keys.iter() {
+            let known = self.index.find(key).filter(|entry| self.bury_of(*entry));
+            reports.push(known.map_or_else(KeyReport::default, |entry| self.key_report(entry)));
+        }
+        reports
     }
 
     fn key_report(&self, entry: Slot<Entry>) -> KeyReport {
@@ -148,7 +152,7 @@ impl Core {
                     name: node.name.clone(),
                     capacity_bytes: segments().map(|segment| segment.space.bytes()).sum(),
                     used_bytes: segments().map(|segment| segment.space.used_bytes()).sum(),
-                    objects: segments().map(|segment| segment.objects).sum(),
+                    objects: segments().map(Segment::readable_objects).sum(),
                     unrecorded: segments().map(|segment| segment.unrecorded).sum(),
                     listing: segments().any(|segment| segment.listing.is_some()),
                     soft_pinned_bytes: segments().map(|segment| segment.pinned.soft_bytes).sum(),
@@ -159,17 +163,18 @@ impl Core {
                 }
             })
             .collect();
+        let hidden = self.sweep.hidden();
         Report {
             nodes,
-            objects: self.readable,
-            replicas: self.replicas,
+            objects: self.readable_keys(),
+            replicas: self.replicas - hidden.replicas,
             repairs_waiting: self.repairs.waiting() as u64,
             copies: self.copies as u64,
             copied: self.repairs.copied,
             extra_replicas: self.extras.replicas,
             extra_bytes: self.extras.bytes,
-            soft_pins: self.pins.soft(),
-            hard_pins: self.pins.hard(),
+            soft_pins: self.pins.soft() - hidden.soft_pins,
+            hard_pins: self.pins.hard() - hidden.hard_pins,
             pins_given_up: self.pins.given_up,
             reservations: self.reservations.len() as u64,
             leases: self.leases.len() as u64,

@@ -14,9 +14,11 @@ mod pins;
 mod policies;
 mod reading;
 mod records;
+mod removals;
 mod replicas;
 mod scopes;
 mod sequences;
+mod sweeping;
 mod writing;
 
 use memcache_proto::pb::{LocateOutcome, ReserveOutcome, SealOutcome};
@@ -40,6 +42,8 @@ pub(super) const SETTINGS: Settings = Settings {
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Lru,
 };
 

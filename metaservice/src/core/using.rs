@@ -27,7 +27,7 @@ impl Core {
     /// A use of an object whose key has this hash.
     pub(super) fn use_of(&self, hash: u64, object: Slot<Object>) -> Use {
         let bytes = self.objects[object].extent_bytes();
-        Use { now: self.now, hash, bytes, keys: self.readable }
+        Use { now: self.now, hash, bytes, keys: self.readable_keys() }
     }
 
     /// Gives a new object its mark; it is in no list yet. A further replica of a key has that of the others.

@@ -153,6 +153,7 @@ pub(super) struct Metrics {
     gone: Family<ReasonLabel, Counter>,
     expired: Counter,
     damaged: Counter,
+    doubtful: Counter,
     sessions: Gauge,
     lanes: Gauge,
     mailboxes: Gauge,
@@ -178,6 +179,7 @@ impl Metrics {
             Rpc { seconds: seconds.get_or_create_owned(&label), failures: failures.get_or_create_owned(&label) }
         });
         let (joined, expired, damaged) = (Counter::default(), Counter::default(), Counter::default());
+        let doubtful = Counter::default();
         let (sessions, lanes, mailboxes) = (Gauge::default(), Gauge::default(), Gauge::default());
         registry.register_with_unit("request", "Time from a request's arrival to its reply", Unit::Seconds, seconds);
         registry.register("request_failures", "Requests refused as a whole", failures);
@@ -186,6 +188,8 @@ impl Metrics {
         registry.register("nodes_gone", "Nodes that went, by reason", gone.clone());
         registry.register("reservations_expired", "Reservations that ran out unsealed", expired.clone());
         registry.register("damaged_replicas", "Replicas that readers found damaged", damaged.clone());
+        let help = "Objects of nodes that were away, refused because they may have been removed";
+        registry.register("doubtful_objects_refused", help, doubtful.clone());
         registry.register("sessions", "Connected sessions", sessions.clone());
         registry.register("lanes", "Open lanes", lanes.clone());
         registry.register("mailboxes", "Open lanes through shared memory", mailboxes.clone());
@@ -209,6 +213,7 @@ impl Metrics {
             gone,
             expired,
             damaged,
+            doubtful,
             sessions,
             lanes,
             mailboxes,
@@ -248,8 +253,12 @@ impl Metrics {
             }
             Effect::ReservationsExpired { count } => drop(self.expired.inc_by(*count)),
             Effect::Damaged { replicas } => drop(self.damaged.inc_by(*replicas)),
+            Effect::Doubtful { objects, .. } => drop(self.doubtful.inc_by(*objects)),
             // The core counts evictions on demand as well; drains and listings show in the amounts of their nodes.
-            Effect::Evicted { .. } | Effect::Draining { .. } | Effect::Listed { .. } => {}
+            Effect::Evicted { .. }
+            | Effect::Draining { .. }
+            | Effect::Listed { .. }
+            | Effect::RemovalsForgotten { .. } => {}
         }
     }
 
@@ -301,7 +310,7 @@ mod tests {
     use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, Tier};
 
     use super::*;
-    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SegmentOffer, Settings};
+    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SegmentOffer, Settings, limits};
 
     const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -327,6 +336,8 @@ mod tests {
             low_watermark_ppm: 800_000,
             hard_pin_ppm: 250_000,
             hot_replica_bytes: 0,
+            removals_max: limits::REMOVALS_MAX,
+            step: limits::CALL_BURIALS_MAX,
             policy: EvictionPolicy::Adaptive,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));

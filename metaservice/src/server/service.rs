@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::TICK;
 use super::metrics::{Metrics, SessionGuard, prefix_keys, rpc_of};
-use crate::core::{Core, Effect, GoneReason, Millis, Report, Settings};
+use crate::core::{Core, Effect, GoneReason, Millis, Report, Settings, limits};
 use crate::wire;
 
 /// The core, its lock and its clock.
@@ -167,6 +167,8 @@ fn settings(config: &MetaConfig) -> Settings {
         low_watermark_ppm: ppm(config.eviction_low_watermark),
         hard_pin_ppm: ppm(config.hard_pin_quota),
         hot_replica_bytes: config.hot_replica_bytes.get(),
+        removals_max: limits::REMOVALS_MAX,
+        step: limits::CALL_BURIALS_MAX,
         policy: config.eviction_policy,
     }
 }
@@ -185,6 +187,15 @@ fn log(effects: Vec<Effect>) {
             }
             Effect::NodeGone { node, incarnation, name, reason, objects } => {
                 warn!(%node, %incarnation, name, objects, ?reason, "node gone");
+            }
+            Effect::Doubtful { node, incarnation, objects } => {
+                warn!(%node, %incarnation, objects, "refused objects that may have been removed while their node was away");
+            }
+            Effect::RemovalsForgotten { removals } => {
+                warn!(
+                    removals,
+                    "the oldest of so many removals are forgotten; nodes that were away since then lose what is older"
+                );
             }
             Effect::Draining { node, drain } => info!(%node, ?drain, "draining"),
             Effect::Damaged { replicas } => warn!(replicas, "a reader found replicas damaged; they are forgotten"),

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{EvictionPolicy, Settings};
+use crate::core::{EvictionPolicy, Settings, limits};
 
 const SETTINGS: Settings = Settings {
     reservation_ttl_ms: 1000,
@@ -12,6 +12,8 @@ const SETTINGS: Settings = Settings {
     low_watermark_ppm: 900_000,
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
+    removals_max: limits::REMOVALS_MAX,
+    step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
 };
 

@@ -58,6 +58,16 @@ fn stale_claims_have_their_own_code() {
 }
 
 #[test]
+fn limits_have_their_own_code() {
+    let server = server(&[]);
+    let mut client = Client::connect(server.address(), 1);
+    let release = request::Body::Release(pb::Release { leases: vec![1; 65_537] });
+    let failure = failure(client.ask(release));
+    assert_eq!(failure.code(), pb::failure::Code::Limit);
+    assert!(failure.message.contains("65537 is over the limit of 65536"), "{}", failure.message);
+}
+
+#[test]
 fn keys_of_any_bytes_are_fine() {
     let server = server(&[]);
     let mut client = Client::connect(server.address(), 1);

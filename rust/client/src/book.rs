@@ -78,6 +78,9 @@ pub enum BookError {
     /// The reply makes no sense.
     #[error("malformed reply: {0}")]
     Malformed(#[from] WireError),
+    /// The service keeps so much, for this client or for all, and there is no room for more now.
+    #[error("{0}")]
+    Limit(String),
 }
 
 impl BookError {
@@ -214,7 +217,7 @@ impl Book {
         match error {
             BookError::Unavailable(why) | BookError::Interrupted(why) => StoreError::Unavailable { address, why },
             BookError::Timeout { waited_ms } => StoreError::Timeout { address, waited_ms },
-            BookError::Refused(message) => StoreError::Refused { address, message },
+            BookError::Refused(message) | BookError::Limit(message) => StoreError::Refused { address, message },
             BookError::Malformed(error) => StoreError::Wire(error),
         }
     }
@@ -358,6 +361,7 @@ impl Shared {
             None => Err(BookError::Malformed(WireError::Missing { field: "body" })),
             Some(pb::reply::Body::Failure(failure)) => Err(match failure.code() {
                 pb::failure::Code::Unavailable => BookError::Unavailable(failure.message),
+                pb::failure::Code::Limit => BookError::Limit(failure.message),
                 _ => BookError::Refused(failure.message),
             }),
             Some(body) => Ok(Answer { epoch: Epoch::new(reply.epoch), body, sent }),

@@ -129,6 +129,9 @@ impl Inner {
 
     /// What a get of which nothing is known returns.
     pub(crate) fn not_located(&self, error: BookError, keys: usize) -> Result<Vec<GetStatus>, StoreError> {
+        if let BookError::Limit(limit) = &error {
+            tracing::warn!(limit, keys, "a get finds nothing: the MetaService gives no more leases");
+        }
         if matches!(error, BookError::Refused(_) | BookError::Malformed(_)) {
             return Err(self.book.error(error));
         }
@@ -391,6 +394,8 @@ fn get_failure(error: &BookError) -> GetStatus {
         BookError::Unavailable(_) | BookError::Interrupted(_) => GetStatus::Unavailable,
         BookError::Timeout { .. } => GetStatus::Timeout,
         BookError::Refused(_) | BookError::Malformed(_) => GetStatus::Invalid,
+        // Nobody may look now; others, or this client's own reads, let go soon.
+        BookError::Limit(_) => GetStatus::Miss,
     }
 }
 

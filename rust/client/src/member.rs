@@ -127,7 +127,7 @@ impl Member {
     /// somebody acts.
     fn tell(&self, error: &BookError, refused: &mut Option<String>) {
         match error {
-            BookError::Refused(why) if refused.as_ref() != Some(why) => {
+            BookError::Refused(why) | BookError::Limit(why) if refused.as_ref() != Some(why) => {
                 tracing::warn!(node = %self.node, address = %self.book.endpoint(), why, "the MetaService refuses this node");
                 *refused = Some(why.clone());
             }
@@ -256,7 +256,7 @@ impl Member {
 fn may_have_been_served(error: &BookError) -> bool {
     match error {
         BookError::Timeout { .. } | BookError::Interrupted(_) | BookError::Malformed(_) => true,
-        BookError::Unavailable(_) | BookError::Refused(_) => false,
+        BookError::Unavailable(_) | BookError::Refused(_) | BookError::Limit(_) => false,
     }
 }
 

@@ -146,7 +146,7 @@ impl Inner {
     /// What a put that was granted nothing returns.
     pub(crate) fn not_granted(&self, error: BookError, keys: usize) -> Result<Vec<PutStatus>, StoreError> {
         match error {
-            BookError::Refused(_) | BookError::Malformed(_) => Err(self.book.error(error)),
+            BookError::Refused(_) | BookError::Malformed(_) | BookError::Limit(_) => Err(self.book.error(error)),
             error => Ok(vec![put_failure(&error); keys]),
         }
     }
@@ -451,7 +451,7 @@ fn put_failure(error: &BookError) -> PutStatus {
     match error {
         BookError::Unavailable(_) | BookError::Interrupted(_) => PutStatus::Unavailable,
         BookError::Timeout { .. } => PutStatus::Timeout,
-        BookError::Refused(_) | BookError::Malformed(_) => PutStatus::Invalid,
+        BookError::Refused(_) | BookError::Malformed(_) | BookError::Limit(_) => PutStatus::Invalid,
     }
 }
 

@@ -284,3 +284,21 @@ fn leases_are_let_go_of_soon_after_a_get_and_before_a_store_is_gone() {
     assert!(reader.close(soon()));
     assert_eq!(leases(), 0, "left for the service to reclaim");
 }
+
+#[test]
+fn a_get_past_the_limit_of_leases_is_a_miss_and_passes() {
+    let meta = meta(120_000);
+    let store = store(&meta, LENT, ProtocolChoice::Auto);
+    assert_eq!(put(&store, "a", b"value", false), PutStatus::Stored);
+    let keys = keys(&["a"]);
+    let mut held: Vec<_> = (0..1 << 16).map(|_| store.locate(&keys, soon()).unwrap()).collect();
+    let refused = store.locate(&keys, soon()).unwrap_err().to_string();
+    assert!(refused.contains("leases of this client") && refused.contains("65536"), "{refused}");
+    assert_eq!(get(&store, "a", 5).0, GetStatus::Miss);
+    held.clear();
+    let until = soon();
+    while get(&store, "a", 5) != (GetStatus::Hit, b"value".to_vec()) {
+        assert!(Instant::now() < until, "leases that were let go still count");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}

@@ -105,6 +105,12 @@ pub struct Ledger {
     lowered: bool,
     /// Everything that was put under this generation or an older one was removed.
     floor: u64,
+    /// What was removed may have space still.
+    pub sweeps: bool,
+    /// Removals noted, and the last of them that is forgotten, before the present call.
+    turns: (u64, u64),
+    /// Removals noted when a node went: those before do not concern it.
+    seen: BTreeMap<u64, u64>,
     /// Evictions noticed since the book was last asked how many there were.
     evicted: u64,
     /// How many there were then.
@@ -138,6 +144,9 @@ impl Ledger {
             leases: BTreeMap::new(),
             lowered: false,
             floor: 0,
+            sweeps: false,
+            turns: (0, 0),
+            seen: BTreeMap::new(),
             evicted: 0,
             evicted_said: 0,
             uncertain: 0,
@@ -177,7 +186,21 @@ impl Ledger {
         });
     }
 
+    /// How many removals the book has noted, and which it has forgotten.
+    pub fn note_turns(&mut self, turns: (u64, u64)) {
+        self.turns = turns;
+    }
+
+    /// Which removals it has forgotten by now.
+    pub fn note_forgotten(&mut self, turn: u64) {
+        self.turns.1 = turn;
+    }
+
     fn drop_node(&mut self, node: u64) {
+        let own = |segment: &u64| self.segments.get(segment).is_some_and(|one| one.place.0 == node);
+        if self.segments.keys().any(own) && !self.listing.iter().any(own) {
+            self.seen.insert(node, self.turns.0);
+        }
         self.nodes.remove(&node);
         self.draining.remove(&node);
         self.evicting.remove(&node);

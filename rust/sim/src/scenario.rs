@@ -1,6 +1,6 @@
 //! What one seed stands for: how many take part, how the book is set, what goes wrong.
 
-use memcache_meta::core::{EvictionPolicy, Settings};
+use memcache_meta::core::{EvictionPolicy, Settings, limits};
 
 use crate::memory::LINE_BYTES;
 use crate::rng::Rng;
@@ -125,6 +125,8 @@ impl Scenario {
                 low_watermark_ppm: 800_000,
                 hard_pin_ppm: 250_000,
                 hot_replica_bytes: 0,
+                removals_max: limits::REMOVALS_MAX,
+                step: limits::CALL_BURIALS_MAX,
                 policy: EvictionPolicy::Adaptive,
             },
             nodes: rng.between(1, 3),
@@ -160,6 +162,13 @@ impl Scenario {
     /// In some worlds more goes on. None of them ever failed without it.
     pub fn add_more(&mut self, seed: u64) {
         self.clears = matches!(seed % 16, 11 | 15);
+        if self.clears {
+            self.settings.step = u32::try_from(seed / 16 % 4).unwrap_or(0) + 1;
+        }
+        if seed % 5 == 3 {
+            let mut rng = Rng::new(!seed.rotate_left(16));
+            self.settings.removals_max = u32::try_from(rng.between(1, 24)).unwrap_or(1);
+        }
         if matches!(seed % 16, 6 | 12) {
             let mut rng = Rng::new(!seed.rotate_left(32));
             self.settings.hot_replica_bytes = LINE_BYTES * rng.between(4, 24);

@@ -88,6 +88,8 @@ pub struct Truth {
     pub extras: u64,
     /// Removals whose remover was told success.
     pub forgotten: u64,
+    /// Objects that nodes told of in vain when removals were forgotten.
+    pub doubtful: u64,
     /// Objects that were readable again after they were listed.
     pub listed: u64,
 }

@@ -61,6 +61,8 @@ pub struct Ended {
     pub extras: u64,
     /// Removals whose remover was told success.
     pub forgotten: u64,
+    /// Objects that nodes told of in vain when removals were forgotten.
+    pub doubtful: u64,
     /// Objects that nodes told of and that are readable again.
     pub listed: u64,
 }
@@ -120,6 +122,7 @@ impl World {
             copied: self.truth.copied,
             extras: self.truth.extras,
             forgotten: self.truth.forgotten,
+            doubtful: self.truth.doubtful,
             listed: self.truth.listed,
         }
     }
@@ -208,9 +211,12 @@ impl World {
     fn serve(&mut self, from: Actor, request: pb::Request) -> Result<(), Violation> {
         let (now, told, client, id) = (self.book_now(), self.told_now(), request.client, request.request_id);
         let Some(core) = &mut self.book else { return Ok(()) };
+        self.ledger.note_turns(core.removals_noted());
         self.ledger.advance(now);
         let asked = request.body.clone();
         let mut reply = wire::serve(core, told, request, &mut Vec::new());
+        self.ledger.note_forgotten(core.removals_noted().1);
+        self.ledger.sweeps = core.sweeps();
         if let Some(body) = &mut reply.body {
             lie(self.net.scenario.sabotage, core, told, client, asked.as_ref(), body, &mut self.remembered);
         }
@@ -237,8 +243,10 @@ impl World {
     fn tick(&mut self) -> Result<(), Violation> {
         let (now, told) = (self.book_now(), self.told_now());
         if let Some(core) = &mut self.book {
+            self.ledger.note_turns(core.removals_noted());
             self.ledger.advance(now);
             core.tick(told, &mut Vec::new());
+            self.ledger.sweeps = core.sweeps();
         }
         self.audit()
     }

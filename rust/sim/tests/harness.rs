@@ -95,6 +95,11 @@ fn objects_come_back_and_removals_last_in_these_worlds() {
 }
 
 #[test]
+fn removals_are_forgotten_and_cost_objects_in_these_worlds() {
+    assert!((0..400).filter(|seed| run(*seed, Sabotage::None).doubtful > 0).count() > 5);
+}
+
+#[test]
 fn nodes_that_do_not_look_again_are_found() {
     let broken = |sabotage| run(3513, sabotage).violation;
     assert!(broken(Sabotage::NotLookedAgain).is_some() && broken(Sabotage::None).is_none());

@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::core::index::Entry;
 use crate::core::list::Linked;
+use crate::core::lookup::Leasing;
 use crate::core::record::RecordSlot;
 use crate::core::replicas::Shelf;
 use crate::core::slab::Slot;
+use crate::core::sweep::Hidden;
 use crate::core::{Core, EvictionPolicy, Extras, List, Object, PinReport, Segment, Slab};
 use memcache_types::extent_bytes;
 
@@ -18,6 +20,7 @@ impl Core {
         self.check_entries();
         self.check_leases();
         self.check_nodes();
+        self.check_hidden();
     }
 
     fn check_space(&self) {
@@ -165,11 +168,16 @@ impl Core {
 
     fn check_leases(&self) {
         let mut named: BTreeMap<String, u32> = BTreeMap::new();
+        let mut by_client = BTreeMap::<_, Leasing>::new();
         for (_, lease) in self.leases.iter() {
+            let own = by_client.entry(lease.client).or_default();
+            own.leases += 1;
+            own.objects += lease.objects.len();
             for object in &lease.objects {
                 *named.entry(format!("{object:?}")).or_default() += 1;
             }
         }
+        assert_eq!(by_client, self.client_leases);
         assert_eq!(named.values().map(|count| *count as usize).sum::<usize>(), self.leased);
         for (slot, object) in self.objects.iter() {
             let count = named.get(&format!("{slot:?}")).copied().unwrap_or(0);
@@ -178,6 +186,27 @@ impl Core {
         }
         assert_eq!(self.lease_ids.len(), self.leases.len());
         assert_eq!(members(&self.lease_order, &self.leases).len(), self.leases.len());
+    }
+
+    fn check_hidden(&self) {
+        let hidden = |object: &&Object| object.entry.is_some_and(|entry| self.is_hidden(entry));
+        let replicas: Vec<_> = self.objects.iter().map(|(_, object)| object).filter(hidden).collect();
+        let keys: BTreeSet<_> = replicas.iter().filter_map(|object| object.entry).collect();
+        let pins = |hard: bool| {
+            let report = |entry: &&Slot<Entry>| self.pin_report(**entry);
+            keys.iter().filter(|entry| report(entry).is_some_and(|pin| (pin == PinReport::Hard) == hard)).count() as u64
+        };
+        let counted = Hidden {
+            keys: keys.len() as u64,
+            replicas: replicas.len() as u64,
+            soft_pins: pins(false),
+            hard_pins: pins(true),
+        };
+        assert_eq!(counted, *self.sweep.hidden());
+        for (slot, segment) in self.segments.iter() {
+            let own = replicas.iter().filter(|object| object.segment == Some(slot)).count();
+            assert_eq!(own as u64, segment.hidden);
+        }
     }
 
     fn check_nodes(&self) {

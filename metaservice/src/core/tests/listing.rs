@@ -248,19 +248,6 @@ fn what_was_written_first_goes_first_after_a_listing() {
 }
 
 #[test]
-fn more_removals_than_can_be_remembered_cost_objects_and_bring_none_back() {
-    let mut pool = Pool::new(&[MIB]);
-    let old = pool.put(&["old"], 100)[0].generation.get();
-    let keys: Vec<String> = (0..=limits::REMOVALS_MAX).map(|number| format!("k{number}")).collect();
-    pool.core.remove(Millis::new(0), &batch(&keys[..40_000]), &mut Vec::new());
-    pool.core.remove(Millis::new(0), &batch(&keys[40_000..]), &mut Vec::new());
-    let young = pool.put(&["young"], 100)[0].generation.get();
-    let segment = pool.rejoin(2, 0).segments[0];
-    let claims = [object("first", 0, old, 0), object("second", 4096, young, 1)];
-    assert_eq!(pool.list(2, segment, &claims, false), [false, true]);
-}
-
-#[test]
 fn a_removal_names_the_segments_that_may_hold_the_key_and_have_not_told() {
     let mut pool = Pool::new(&[MIB]);
     let (first, second) = (pool.rejoin(2, 0).segments[0], pool.rejoin(3, 0).segments[0]);

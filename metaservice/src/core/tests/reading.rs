@@ -115,6 +115,66 @@ fn the_number_of_leases_is_bounded() {
     let refused = pool.core.locate(Millis::new(0), ALICE, &batch(&["a"]), None, &mut Vec::new()).unwrap_err();
     assert!(refused.to_string().contains("objects under leases"), "{refused}");
     assert!(refused.to_string().contains(&limits::LEASED_MAX.to_string()), "{refused}");
+    pool.core.leased = 0;
+    let (now, keys) = (Millis::new(0), batch(&["a"]));
+    let mut locate = |client| pool.core.locate(now, ClientId::new(client), &keys, None, &mut Vec::new());
+    for client in 0..(limits::LEASES_MAX / limits::CLIENT_LEASES_MAX) as u64 {
+        (0..limits::CLIENT_LEASES_MAX).for_each(|_| drop(locate(client).unwrap()));
+    }
+    let found = limits::LEASES_MAX as u64 + 1;
+    let limit = limits::LEASES_MAX as u64;
+    assert_eq!(locate(1 << 20).unwrap_err(), Refusal::Limit { what: "leases", found, limit });
+}
+
+#[test]
+fn a_client_that_lets_go_of_no_lease_stands_in_its_own_way_alone() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    let (now, keys) = (Millis::new(0), batch(&["a"]));
+    let mut locate = |client| pool.core.locate(now, client, &keys, None, &mut Vec::new());
+    let first = locate(ALICE).unwrap().lease;
+    let (found, limit) = (limits::CLIENT_LEASES_MAX as u64 + 1, limits::CLIENT_LEASES_MAX as u64);
+    for _ in 1..limits::CLIENT_LEASES_MAX {
+        locate(ALICE).unwrap();
+    }
+    assert_eq!(locate(ALICE).unwrap_err(), Refusal::Limit { what: "leases of this client", found, limit });
+    assert!(locate(BOB).unwrap().lease.is_some());
+    pool.release(ALICE, first);
+    assert!(pool.locate(ALICE, &["a"]).lease.is_some(), "one more for one less");
+    pool.pass(LEASE);
+    assert!(pool.locate(ALICE, &["a"]).lease.is_some());
+}
+
+#[test]
+fn the_objects_under_the_leases_of_one_client_are_bounded() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    let keys = batch(&vec!["a"; 1 << 15]);
+    let mut locate = |client| pool.core.locate(Millis::new(0), client, &keys, None, &mut Vec::new());
+    for _ in 0..limits::CLIENT_LEASED_MAX >> 15 {
+        locate(ALICE).unwrap();
+    }
+    let (found, limit) = (limits::CLIENT_LEASED_MAX as u64 + (1 << 15), limits::CLIENT_LEASED_MAX as u64);
+    let what = "objects under leases of this client";
+    assert_eq!(locate(ALICE).unwrap_err(), Refusal::Limit { what, found, limit });
+    assert!(locate(BOB).is_ok());
+}
+
+#[test]
+fn renewals_do_not_keep_an_object_for_ever() {
+    let mut pool = Pool::new(&[MIB]);
+    pool.put(&["a"], 10);
+    let lease = pool.locate(ALICE, &["a"]).lease.expect("a lease").get();
+    pool.remove(&["a"]);
+    let renew = |pool: &mut Pool| pool.with(|core, now, effects| core.renew(now, ALICE, &[lease], effects)).unwrap();
+    let mut renewals = 0;
+    while pool.status().leases > 0 {
+        renewals += u64::from(renew(&mut pool) == [true]);
+        pool.pass(LEASE / 2);
+        assert!(pool.now <= LEASE * limits::LEASE_LENGTHS_MAX, "it has gone on for too long");
+    }
+    assert!(renewals >= limits::LEASE_LENGTHS_MAX, "{renewals}");
+    assert_eq!((renew(&mut pool), pool.used_bytes()), (vec![false], 0));
 }
 
 #[test]

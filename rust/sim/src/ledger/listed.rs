@@ -73,7 +73,9 @@ impl Ledger {
             } else if reply.kept[at] == 1 {
                 self.take_up(truth, asked, at, key)?;
             } else {
-                if !self.extents.contains_key(&generation) && truth.exact {
+                if self.forgot(asked) {
+                    truth.doubtful += 1;
+                } else if !self.extents.contains_key(&generation) && truth.exact {
                     kept::check(self, truth, generation)?;
                 }
                 truth.kept.remove(&generation);
@@ -93,6 +95,11 @@ impl Ledger {
         }
         self.sweep();
         Ok(())
+    }
+
+    /// Whether removals are forgotten that were served while this node was away.
+    fn forgot(&self, asked: &pb::Holdings) -> bool {
+        self.turns.1 > self.seen.get(&asked.node).copied().unwrap_or(0)
     }
 
     fn take_up(&mut self, truth: &mut Truth, asked: &pb::Holdings, at: usize, key: u64) -> Result<(), Violation> {
