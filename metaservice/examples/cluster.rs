@@ -14,7 +14,9 @@
 
 use std::collections::BTreeSet;
 
-use memcache_meta::core::{Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{
+    Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings,
+};
 use memcache_proto::pb::{LocateOutcome, SealOutcome};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier, extent_bytes};
 use rustix::time::{ClockId, clock_gettime};
@@ -40,6 +42,7 @@ const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Numbers that look random, the same in every run.

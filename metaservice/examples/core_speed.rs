@@ -4,7 +4,9 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
 
-use memcache_meta::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use memcache_meta::core::{
+    Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings,
+};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -28,6 +30,7 @@ const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 const POLICIES: [EvictionPolicy; 3] = [EvictionPolicy::Adaptive, EvictionPolicy::Lru, EvictionPolicy::S3Fifo];

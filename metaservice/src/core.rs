@@ -36,6 +36,8 @@ mod remove;
 mod repair;
 mod replicas;
 mod reserve;
+mod row;
+mod search;
 mod segment;
 mod slab;
 mod space;
@@ -64,6 +66,7 @@ pub use self::refusal::Refusal;
 pub use self::remove::{Removed, RemovedAll};
 pub use self::repair::{CopyTask, WorkReply};
 pub use self::reserve::{Clear, ReserveReply, ReserveRequest, Ticket};
+pub use self::search::SearchLimits;
 pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 
 use self::fingerprints::Fingerprints;
@@ -106,6 +109,8 @@ pub struct Settings {
     pub hot_replica_bytes: u64,
     /// Which objects go first.
     pub policy: EvictionPolicy,
+    /// How far it looks for room.
+    pub search: SearchLimits,
 }
 
 /// Ids that no two lives of the service share: a life that lasts T milliseconds may issue 2^22 ids in each of them
@@ -137,6 +142,8 @@ pub struct Core {
     /// Segments whose nodes have not told of everything that their tables named when they joined.
     untold: BTreeSet<SegmentId>,
     places: Places,
+    /// Segments whose objects are known in the order in which they lie, or will be.
+    rows: BTreeSet<Slot<Segment>>,
     /// Segments whose nodes are gone, until all their objects are forgotten.
     graves: VecDeque<Slot<Segment>>,
     nodes: Slab<Node>,
@@ -205,6 +212,7 @@ impl Core {
             segment_ids: BTreeMap::new(),
             untold: BTreeSet::new(),
             places: Places::default(),
+            rows: BTreeSet::new(),
             graves: VecDeque::new(),
             nodes: Slab::new(),
             draining: BTreeSet::new(),
@@ -271,7 +279,8 @@ impl Core {
         let drains = self.drain_step();
         self.find_repairs();
         self.retire_extras();
-        self.evict_to_watermark(effects) || buries || drains
+        let tends = self.tend_rows();
+        self.evict_to_watermark(effects) || buries || drains || tends
     }
 
     fn next_serial(&mut self) -> u64 {

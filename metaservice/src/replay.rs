@@ -18,7 +18,7 @@ use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, Node
 pub use self::trace::{BLOCK_TOKENS, Request, Trace, TraceError};
 pub use self::workloads::{HELD_OUT, VARIED, WORKLOADS, workload};
 
-use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings};
+use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings};
 
 const CLIENT: ClientId = ClientId::new(1);
 const PAYLOAD_BYTES: u64 = (64 << 10) - 64;
@@ -34,6 +34,7 @@ const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     policy: EvictionPolicy::Lru,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Fewest blocks a replayed cache may hold: what the smallest segment holds.

@@ -174,6 +174,7 @@ impl Core {
             pinned: Pinned::new(),
             leased: List::new(),
             objects: 0,
+            row: None,
             reservations: Vec::new(),
             gone: false,
             shelved: None,

@@ -9,6 +9,7 @@ use super::limits::TICK_EVICTIONS_MAX;
 use super::node::Node;
 use super::object::Object;
 use super::policy::{Rank, Shelved};
+use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -24,11 +25,27 @@ pub(super) struct Wish<'a> {
     pub(super) near: Option<Slot<Node>>,
 }
 
+/// What came of a search for room without pins.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    At(Slot<Segment>, u64),
+    /// There is none.
+    Nowhere,
+    /// None was found, but not everything was looked at: no pin is given up for that.
+    Unknown,
+}
+
 impl Core {
     /// Takes space for an extent on none of the nodes `not_on`. Free space on preferred nodes comes first, then near the
     /// writer, then the segment with the most free bytes, then the one whose next victim comes before those of all others:
     /// that one evicts until the extent fits.
-    pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
+    pub(super) fn place(
+        &mut self,
+        bytes: u64,
+        wish: Wish<'_>,
+        not_on: &[Slot<Node>],
+        search: &mut Search,
+    ) -> Option<(Slot<Segment>, u64)> {
         let wished = wish.preferred.iter().copied().chain(wish.near);
         let slot = wished
             .filter(|node| !not_on.contains(node))
@@ -37,9 +54,12 @@ impl Core {
         if let Some(slot) = slot {
             return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
-        // A further replica is not worth a pin.
-        self.place_by_eviction(bytes, not_on)
-            .or_else(|| if not_on.is_empty() { self.place_over_pins(bytes) } else { None })
+        match self.place_by_eviction(bytes, not_on, search) {
+            Place::At(slot, offset) => Some((slot, offset)),
+            // A further replica is not worth a pin.
+            Place::Nowhere if not_on.is_empty() => self.place_over_pins(bytes, search),
+            Place::Nowhere | Place::Unknown => None,
+        }
     }
 
     /// The segment of a node with the most free bytes among those where the extent fits now.
@@ -50,35 +70,30 @@ impl Core {
     }
 
     /// Evicts where the next victim is, and there only what makes a hole that is long enough.
-    fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
+    fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>], search: &mut Search) -> Place {
+        let mut is_sure = true;
         let mut tried = Vec::new();
         while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
-            match self.hole(slot, bytes, false) {
+            match self.find_hole(slot, bytes, false, search) {
                 Hole::Of(victims) => {
                     for victim in victims {
                         self.evict(victim);
                     }
-                }
-                Hole::Never => {}
-                Hole::Unknown => {
-                    while self.segments[slot].space.longest_run() < bytes
-                        && let Some((_, victim)) = self.victim_of(slot)
-                    {
-                        self.evict(victim);
+                    if let Some(offset) = self.take_run(slot, bytes) {
+                        return Place::At(slot, offset);
                     }
                 }
-            }
-            if let Some(offset) = self.take_run(slot, bytes) {
-                return Some((slot, offset));
+                Hole::Never => {}
+                Hole::Unknown => is_sure = false,
             }
             tried.push(slot);
         }
-        None
+        if is_sure { Place::Nowhere } else { Place::Unknown }
     }
 
     /// As the last resort soft pins are given up, where the first of them ends soonest, and there only those that make a
     /// hole that is long enough.
-    fn place_over_pins(&mut self, bytes: u64) -> Option<(Slot<Segment>, u64)> {
+    fn place_over_pins(&mut self, bytes: u64, search: &mut Search) -> Option<(Slot<Segment>, u64)> {
         if self.pins.soft() == 0 {
             return None;
         }
@@ -90,26 +105,12 @@ impl Core {
             able.filter_map(|(slot, segment)| Some((segment.pinned.first_soft()?.0, slot))).collect();
         able.sort_unstable();
         for (_, slot) in able {
-            match self.hole(slot, bytes, true) {
-                Hole::Of(victims) => {
-                    for victim in victims {
-                        self.give_pin_up(victim);
-                        self.evict(victim);
-                    }
+            if let Hole::Of(victims) = self.find_hole(slot, bytes, true, search) {
+                for victim in victims {
+                    self.give_pin_up(victim);
+                    self.evict(victim);
                 }
-                Hole::Never => {}
-                Hole::Unknown => {
-                    while self.segments[slot].space.longest_run() < bytes {
-                        let victim = self.victim_of(slot).map(|(_, victim)| victim);
-                        let soft = || self.segments[slot].pinned.first_soft().map(|(_, object)| object);
-                        let Some(victim) = victim.or_else(soft) else { break };
-                        self.give_pin_up(victim);
-                        self.evict(victim);
-                    }
-                }
-            }
-            if let Some(offset) = self.take_run(slot, bytes) {
-                return Some((slot, offset));
+                return self.take_run(slot, bytes).map(|offset| (slot, offset));
             }
         }
         None

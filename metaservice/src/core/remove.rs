@@ -154,6 +154,7 @@ impl Core {
     pub(super) fn free_object(&mut self, slot: Slot<Object>) {
         let object = self.objects.remove(slot);
         if let Some(segment) = object.segment {
+            self.segments[segment].take_from_row(object.offset);
             self.give_run_back(segment, object.offset, object.extent_bytes());
             let place = (self.segments[segment].id, object.offset);
             if let Some(stale) = self.lingering.remove(&place) {

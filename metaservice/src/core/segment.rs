@@ -11,6 +11,7 @@ use super::policy::Shelves;
 use super::record::Table;
 use super::replicas::Surplus;
 use super::reserve::Reservation;
+use super::row::Row;
 use super::slab::Slot;
 use super::space::SpaceMap;
 
@@ -45,6 +46,8 @@ pub(super) struct Segment {
     pub(super) leased: List<Object>,
     /// Readable objects.
     pub(super) objects: u64,
+    /// Its objects in the order in which they lie, where that was asked for.
+    pub(super) row: Option<Box<Row>>,
     /// Live reservations here, in no order; each knows its position.
     pub(super) reservations: Vec<Slot<Reservation>>,
     /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.

@@ -5,6 +5,7 @@
 mod damage;
 mod draining;
 mod evicting;
+mod holes;
 mod hot;
 mod invariants;
 mod listing;
@@ -41,6 +42,7 @@ pub(super) const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     policy: EvictionPolicy::Lru,
+    search: SearchLimits::DEFAULT,
 };
 
 pub(super) const ALICE: ClientId = ClientId::new(1);

@@ -301,7 +301,7 @@ mod tests {
     use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, Tier};
 
     use super::*;
-    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SegmentOffer, Settings};
+    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SearchLimits, SegmentOffer, Settings};
 
     const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -328,6 +328,7 @@ mod tests {
             hard_pin_ppm: 250_000,
             hot_replica_bytes: 0,
             policy: EvictionPolicy::Adaptive,
+            search: SearchLimits::DEFAULT,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));
         let holdings = HoldingsPlace::default();

@@ -18,7 +18,7 @@ use tracing::{debug, info, warn};
 
 use super::TICK;
 use super::metrics::{Metrics, SessionGuard, prefix_keys, rpc_of};
-use crate::core::{Core, Effect, GoneReason, Millis, Report, Settings};
+use crate::core::{Core, Effect, GoneReason, Millis, Report, SearchLimits, Settings};
 use crate::wire;
 
 /// The core, its lock and its clock.
@@ -140,6 +140,7 @@ fn settings(config: &MetaConfig) -> Settings {
         hard_pin_ppm: ppm(config.hard_pin_quota),
         hot_replica_bytes: config.hot_replica_bytes.get(),
         policy: config.eviction_policy,
+        search: SearchLimits::DEFAULT,
     }
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{EvictionPolicy, Settings};
+use crate::core::{EvictionPolicy, SearchLimits, Settings};
 
 const SETTINGS: Settings = Settings {
     reservation_ttl_ms: 1000,
@@ -13,6 +13,7 @@ const SETTINGS: Settings = Settings {
     hard_pin_ppm: 250_000,
     hot_replica_bytes: 0,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Small numbers that mean something, and any others.

@@ -1,6 +1,6 @@
 //! What one seed stands for: how many take part, how the book is set, what goes wrong.
 
-use memcache_meta::core::{EvictionPolicy, Settings};
+use memcache_meta::core::{EvictionPolicy, SearchLimits, Settings};
 
 use crate::memory::LINE_BYTES;
 use crate::rng::Rng;
@@ -126,6 +126,7 @@ impl Scenario {
                 hard_pin_ppm: 250_000,
                 hot_replica_bytes: 0,
                 policy: EvictionPolicy::Adaptive,
+                search: SearchLimits::DEFAULT,
             },
             nodes: rng.between(1, 3),
             clients: rng.between(2, 4),
