@@ -188,6 +188,8 @@ pub struct Core {
     fingerprints: Fingerprints,
     evicted_objects: u64,
     evicted_bytes: u64,
+    /// Objects looked at to find room for puts.
+    looked: u64,
 }
 
 impl Core {
@@ -242,6 +244,7 @@ impl Core {
             fingerprints: Fingerprints::new(),
             evicted_objects: 0,
             evicted_bytes: 0,
+            looked: 0,
         }
     }
 

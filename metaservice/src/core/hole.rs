@@ -67,11 +67,29 @@ impl Core {
     /// use, the newest of them is as old as it can be. Only those go that make the hole, and of those the fewest bytes.
     /// Where that takes too many, the hole is made beside the first of them beside which one can be.
     pub(super) fn find_hole(&mut self, slot: Slot<Segment>, bytes: u64, pinned: bool, search: &mut Search) -> Hole {
-        let hole = self.hole_in_order(slot, bytes, pinned, search);
-        if hole != Hole::Unknown || !self.extend_row(slot) {
-            return hole;
+        if bytes >= self.segments[slot].no_hole[usize::from(pinned)] {
+            return Hole::Never;
         }
-        if pinned { self.hole_beside_pins(slot, bytes, search) } else { self.hole_beside(slot, bytes, search) }
+        let now = self.now;
+        let is_scattered = self.segments[slot].row.as_ref().is_some_and(|row| row.is_scattered(bytes, now));
+        let mut hole = if is_scattered { Hole::Unknown } else { self.hole_in_order(slot, bytes, pinned, search) };
+        if hole == Hole::Unknown && search.looks_left() > 0 {
+            let is_whole = self.extend_row(slot, search);
+            if let Some(row) = self.segments[slot].row.as_mut().filter(|_| !is_scattered) {
+                row.note_scattered(bytes, now);
+            }
+            if is_whole {
+                hole = if pinned {
+                    self.hole_beside_pins(slot, bytes, search)
+                } else {
+                    self.hole_beside(slot, bytes, search)
+                };
+            }
+        }
+        if hole == Hole::Never {
+            self.segments[slot].no_hole[usize::from(pinned)] = bytes;
+        }
+        hole
     }
 
     fn hole_in_order(&self, slot: Slot<Segment>, bytes: u64, pinned: bool, search: &mut Search) -> Hole {

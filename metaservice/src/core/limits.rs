@@ -103,6 +103,10 @@ pub const SEGMENTS_TRIED_MAX: usize = 16;
 /// Most places of objects that one step goes through to learn in which order the objects of a segment lie.
 pub const ROW_STEP: usize = 1 << 15;
 
+/// Where no hole for an extent was found in the order in which objects would go, one is looked for in the order in which they
+/// lie alone for so long, in milliseconds.
+pub const ROW_ALONE_MS: u64 = 1000;
+
 /// What is known of that order is forgotten when nobody asked for it for so long, in milliseconds.
 pub const ROW_UNASKED_MS: u64 = 60_000;
 

@@ -175,6 +175,7 @@ impl Core {
             leased: List::new(),
             objects: 0,
             row: None,
+            no_hole: [u64::MAX; 2],
             reservations: Vec::new(),
             gone: false,
             shelved: None,

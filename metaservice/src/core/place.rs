@@ -1,6 +1,7 @@
 //! Where new objects go, and which old ones make room.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::Core;
 use super::effect::Effect;
@@ -54,12 +55,19 @@ impl Core {
         if let Some(slot) = slot {
             return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
-        match self.place_by_eviction(bytes, not_on, search) {
+        if search.looks_left() == 0 || search.is_vain(bytes, not_on) {
+            return None;
+        }
+        let place = match self.place_by_eviction(bytes, not_on, search) {
             Place::At(slot, offset) => Some((slot, offset)),
             // A further replica is not worth a pin.
             Place::Nowhere if not_on.is_empty() => self.place_over_pins(bytes, search),
             Place::Nowhere | Place::Unknown => None,
+        };
+        if place.is_none() {
+            search.was_vain(bytes, not_on);
         }
+        place
     }
 
     /// The segment of a node with the most free bytes among those where the extent fits now.
@@ -72,13 +80,17 @@ impl Core {
     /// Evicts where the next victim is, and there only what makes a hole that is long enough.
     fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>], search: &mut Search) -> Place {
         let mut is_sure = true;
-        let mut tried = Vec::new();
-        while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
+        let mut able = self.by_next_victim(bytes, not_on);
+        for _ in 0..self.settings.search.segments {
+            let Some(Reverse((_, slot))) = able.pop() else { break };
             match self.find_hole(slot, bytes, false, search) {
                 Hole::Of(victims) => {
+                    let no_hole = self.segments[slot].no_hole;
                     for victim in victims {
                         self.evict(victim);
                     }
+                    // What is free now might have gone before.
+                    self.segments[slot].no_hole = no_hole;
                     if let Some(offset) = self.take_run(slot, bytes) {
                         return Place::At(slot, offset);
                     }
@@ -86,9 +98,8 @@ impl Core {
                 Hole::Never => {}
                 Hole::Unknown => is_sure = false,
             }
-            tried.push(slot);
         }
-        if is_sure { Place::Nowhere } else { Place::Unknown }
+        if is_sure && able.is_empty() { Place::Nowhere } else { Place::Unknown }
     }
 
     /// As the last resort soft pins are given up, where the first of them ends soonest, and there only those that make a
@@ -100,42 +111,35 @@ impl Core {
         let room = |segment: &Segment| {
             segment.space.free_bytes() + segment.idle_bytes + segment.pinned.soft_idle_bytes >= bytes
         };
-        let able = self.segments.iter().filter(|(_, segment)| segment.shelved.is_some() && room(segment));
+        let able = self.segments.iter().filter(|(_, segment)| {
+            segment.shelved.is_some() && bytes < segment.no_hole[usize::from(true)] && room(segment)
+        });
         let mut able: Vec<_> =
             able.filter_map(|(slot, segment)| Some((segment.pinned.first_soft()?.0, slot))).collect();
         able.sort_unstable();
-        for (_, slot) in able {
+        for (_, slot) in able.into_iter().take(self.settings.search.segments) {
             if let Hole::Of(victims) = self.find_hole(slot, bytes, true, search) {
                 for victim in victims {
                     self.give_pin_up(victim);
                     self.evict(victim);
                 }
+                search.forget();
                 return self.take_run(slot, bytes).map(|offset| (slot, offset));
             }
         }
         None
     }
 
-    /// The segment whose next victim comes first, among those that could make room for the extent.
-    fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>], tried: &[Slot<Segment>]) -> Option<Slot<Segment>> {
-        let able: Vec<_> = self
-            .segments
-            .iter()
-            .filter(|(slot, segment)| {
-                segment.shelved.is_some() && !not_on.contains(&segment.node) && !tried.contains(slot)
-            })
-            .filter(|(_, segment)| segment.space.free_bytes() + segment.idle_bytes >= bytes)
-            .map(|(slot, _)| slot)
-            .collect();
-        let mut best = None;
-        for slot in able {
-            if let Some((rank, _)) = self.victim_of(slot)
-                && best.is_none_or(|(least, _)| rank < least)
-            {
-                best = Some((rank, slot));
-            }
-        }
-        best.map(|(_, slot)| slot)
+    /// The segments that may be able to make room for the extent, the one whose next victim comes first before the others.
+    fn by_next_victim(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> BinaryHeap<Reverse<(Order, Slot<Segment>)>> {
+        let able = self.segments.iter().filter(|(_, segment)| {
+            segment.shelved.is_some()
+                && bytes < segment.no_hole[usize::from(false)]
+                && segment.space.free_bytes() + segment.idle_bytes >= bytes
+                && !not_on.contains(&segment.node)
+        });
+        let able: Vec<_> = able.map(|(slot, _)| slot).collect();
+        able.into_iter().filter_map(|slot| Some(Reverse((self.victim_of(slot)?.0, slot)))).collect()
     }
 
     /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have

@@ -179,6 +179,9 @@ impl Core {
 
     /// Puts an object that is in no list among the idle ones, as used just now.
     pub(super) fn make_idle(&mut self, slot: Slot<Object>) {
+        if let Some(segment) = self.objects[slot].segment {
+            self.segments[segment].may_have_holes();
+        }
         self.make_idle_of(slot, self.shelf_of(slot));
     }
 

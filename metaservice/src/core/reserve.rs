@@ -156,6 +156,7 @@ impl Core {
             let outcome = self.reserve_one(client, key, payload_bytes, request, (wish, &mut search), &mut reply);
             reply.outcomes.push(outcome.err().unwrap_or(ReserveOutcome::Reserved));
         }
+        self.looked += (self.settings.search.looks - search.looks_left()) as u64;
         Ok(reply)
     }
 

@@ -8,10 +8,14 @@ use std::collections::BTreeMap;
 
 use super::Core;
 use super::clock::Millis;
-use super::limits::{ROW_UNASKED_MS, TICK_ROW_FORGOTTEN_MAX};
+use super::limits::{ROW_ALONE_MS, ROW_UNASKED_MS, TICK_ROW_FORGOTTEN_MAX};
 use super::object::Object;
+use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
+
+/// Places gone through one after the other in the time of a look at an object.
+const PLACES_A_LOOK: usize = 8;
 
 /// First byte and object, for the objects of one segment.
 #[derive(Debug)]
@@ -20,9 +24,23 @@ pub(super) struct Row {
     /// Where the walk through the objects of the whole book has come; `None`: those of the segment are all here.
     walk: Option<usize>,
     asked: Millis,
+    /// Until when extents of this length or longer are not looked for in the order in which objects would go: not long ago
+    /// that was no use.
+    scattered: (u64, Millis),
 }
 
 impl Row {
+    /// Whether holes for such an extent are looked for here alone.
+    pub(super) fn is_scattered(&self, bytes: u64, now: Millis) -> bool {
+        self.is_whole() && bytes >= self.scattered.0 && now < self.scattered.1
+    }
+
+    /// There was no hole for such an extent in the order in which objects would go.
+    pub(super) fn note_scattered(&mut self, bytes: u64, now: Millis) {
+        let shortest = if now < self.scattered.1 { bytes.min(self.scattered.0) } else { bytes };
+        self.scattered = (shortest, now.plus(ROW_ALONE_MS));
+    }
+
     /// Whether all objects of the segment are here.
     pub(super) const fn is_whole(&self) -> bool {
         self.walk.is_none()
@@ -57,16 +75,17 @@ impl Segment {
 
 impl Core {
     /// Goes on with the row of a segment; whether it is whole now.
-    pub(super) fn extend_row(&mut self, slot: Slot<Segment>) -> bool {
+    pub(super) fn extend_row(&mut self, slot: Slot<Segment>, search: &mut Search) -> bool {
         let (now, step) = (self.now, self.settings.search.row_step);
         let Self { segments, objects, rows, .. } = self;
         let begin = || {
             rows.insert(slot);
-            Box::new(Row { objects: BTreeMap::new(), walk: Some(0), asked: now })
+            Box::new(Row { objects: BTreeMap::new(), walk: Some(0), asked: now, scattered: (0, now) })
         };
         let row = segments[slot].row.get_or_insert_with(begin);
         row.asked = now;
         if let Some(start) = row.walk {
+            search.spend(step / PLACES_A_LOOK);
             let (seen, next) = objects.walk(start, step);
             let own = seen.filter(|object| objects[*object].segment == Some(slot));
             row.objects.extend(own.map(|object| (objects[object].offset, object)));
@@ -83,7 +102,7 @@ impl Core {
             let Some(row) = &mut self.segments[slot].row else { continue };
             if self.now.since(row.asked) < ROW_UNASKED_MS {
                 let asked = row.asked;
-                more |= !row.is_whole() && !self.extend_row(slot);
+                more |= !row.is_whole() && !self.extend_row(slot, &mut Search::new(0));
                 if let Some(row) = &mut self.segments[slot].row {
                     row.asked = asked;
                 }

@@ -48,10 +48,20 @@ pub(super) struct Segment {
     pub(super) objects: u64,
     /// Its objects in the order in which they lie, where that was asked for.
     pub(super) row: Option<Box<Row>>,
+    /// Shortest extents for which no hole can be made here, without giving up pins and with the soft ones given up. Not
+    /// known any more when something here may go that might not before.
+    pub(super) no_hole: [u64; 2],
     /// Live reservations here, in no order; each knows its position.
     pub(super) reservations: Vec<Slot<Reservation>>,
     /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.
     pub(super) gone: bool,
     /// Free bytes and longest free run under which it stands among those that take new objects; `None`: it takes none.
     pub(super) shelved: Option<(u64, u64)>,
+}
+
+impl Segment {
+    /// Something may go that might not before, or is free.
+    pub(super) const fn may_have_holes(&mut self) {
+        self.no_hole = [u64::MAX; 2];
+    }
 }

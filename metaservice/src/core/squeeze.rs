@@ -110,8 +110,7 @@ impl Core {
     }
 
     fn hole_for_copy(&mut self, slot: Slot<Segment>, bytes: u64) -> Hole {
-        // Once in either order.
-        let mut search = Search::new(2 * self.settings.search.in_order);
+        let mut search = Search::new(4 * self.settings.search.in_order);
         self.find_hole(slot, bytes, false, &mut search)
     }
 

@@ -290,9 +290,10 @@ proptest! {
         steps in prop::collection::vec(step(), 1..120),
         in_order in 0usize..3,
         looks in 0usize..12,
+        segments in 0usize..3,
         row_step in 1usize..8,
     ) {
-        let mut both = Both::with(SearchLimits { in_order, looks, row_step });
+        let mut both = Both::with(SearchLimits { in_order, looks, segments, row_step });
         for step in steps {
             both.run(step);
         }
