@@ -15,6 +15,7 @@ mod clock;
 mod damage;
 mod drain;
 mod effect;
+mod evict;
 mod fingerprints;
 mod hole;
 mod hot;
@@ -55,6 +56,7 @@ use memcache_types::{ClientId, Epoch, Incarnation, NodeId, SegmentId};
 pub use self::clock::Millis;
 pub use self::drain::DrainReport;
 pub use self::effect::{Effect, GoneReason};
+pub use self::evict::{Cause, Evictions};
 pub use self::fingerprints::Difference;
 pub use self::listing::{Holdings, Listed};
 pub use self::lookup::{Found, LocateReply, PrefixReply};
@@ -186,8 +188,7 @@ pub struct Core {
     /// Objects named by all leases, counted once a lease.
     leased: usize,
     fingerprints: Fingerprints,
-    evicted_objects: u64,
-    evicted_bytes: u64,
+    evicted: Evictions,
     /// Objects looked at to find room for puts.
     looked: u64,
 }
@@ -242,8 +243,7 @@ impl Core {
             lease_order: List::new(),
             leased: 0,
             fingerprints: Fingerprints::new(),
-            evicted_objects: 0,
-            evicted_bytes: 0,
+            evicted: Evictions::default(),
             looked: 0,
         }
     }

@@ -4,18 +4,20 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::Core;
-use super::effect::Effect;
+use super::evict::Cause;
 use super::hole::Hole;
-use super::limits::TICK_EVICTIONS_MAX;
 use super::node::Node;
 use super::object::Object;
-use super::policy::{Rank, Shelved};
+use super::policy::Rank;
 use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
 
 /// The order in which victims of several segments go, the least first: replicas of keys that have others before the last.
 pub(super) type Order = (bool, Rank);
+
+/// The next victim of a segment.
+type Next = (Order, Slot<Segment>, Slot<Object>);
 
 /// Where a writer would like its object to be.
 #[derive(Clone, Copy, Debug)]
@@ -82,12 +84,13 @@ impl Core {
         let mut is_sure = true;
         let mut able = self.by_next_victim(bytes, not_on);
         for _ in 0..self.settings.search.segments {
-            let Some(Reverse((_, slot))) = able.pop() else { break };
+            let Some(Reverse((_, slot, next))) = able.pop() else { break };
             match self.find_hole(slot, bytes, false, search) {
                 Hole::Of(victims) => {
                     let no_hole = self.segments[slot].no_hole;
+                    let cause = if victims == [next] { Cause::Put } else { Cause::Hole };
                     for victim in victims {
-                        self.evict(victim);
+                        self.evict(victim, cause);
                     }
                     // What is free now might have gone before.
                     self.segments[slot].no_hole = no_hole;
@@ -121,7 +124,7 @@ impl Core {
             if let Hole::Of(victims) = self.find_hole(slot, bytes, true, search) {
                 for victim in victims {
                     self.give_pin_up(victim);
-                    self.evict(victim);
+                    self.evict(victim, Cause::Pin);
                 }
                 search.forget();
                 return self.take_run(slot, bytes).map(|offset| (slot, offset));
@@ -130,8 +133,8 @@ impl Core {
         None
     }
 
-    /// The segments that may be able to make room for the extent, the one whose next victim comes first before the others.
-    fn by_next_victim(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> BinaryHeap<Reverse<(Order, Slot<Segment>)>> {
+    /// The segments that may be able to make room for the extent and their next victims, those first that come first.
+    fn by_next_victim(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> BinaryHeap<Reverse<Next>> {
         let able = self.segments.iter().filter(|(_, segment)| {
             segment.shelved.is_some()
                 && bytes < segment.no_hole[usize::from(false)]
@@ -139,7 +142,8 @@ impl Core {
                 && !not_on.contains(&segment.node)
         });
         let able: Vec<_> = able.map(|(slot, _)| slot).collect();
-        able.into_iter().filter_map(|slot| Some(Reverse((self.victim_of(slot)?.0, slot)))).collect()
+        let next = able.into_iter().filter_map(|slot| self.victim_of(slot).map(|(order, next)| (order, slot, next)));
+        next.map(Reverse).collect()
     }
 
     /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have
@@ -160,65 +164,5 @@ impl Core {
         }
         let victim = self.policy.victim(self.now, &mut self.segments[slot].idle, &mut self.objects);
         victim.map(|(rank, object)| ((true, rank), object))
-    }
-
-    /// Evicts on every node above the high watermark down to the low one. True: one tick was not enough.
-    pub(super) fn evict_to_watermark(&mut self, effects: &mut Vec<Effect>) -> bool {
-        let mut budget = TICK_EVICTIONS_MAX;
-        let nodes: Vec<_> = self.node_ids.values().copied().collect();
-        for slot in nodes {
-            let segments = self.nodes[slot].segments.clone();
-            let sum = |core: &Self, part: fn(&Segment) -> u64| -> u128 {
-                segments.iter().map(|slot| u128::from(part(&core.segments[*slot]))).sum()
-            };
-            let capacity = sum(self, |segment| segment.space.bytes());
-            let used = sum(self, |segment| segment.space.used_bytes());
-            let share = |ppm: u32| capacity * u128::from(ppm) / 1_000_000;
-            if used <= share(self.settings.high_watermark_ppm) {
-                continue;
-            }
-            let excess = used - share(self.settings.low_watermark_ppm);
-            let (mut objects, mut bytes) = (0, 0);
-            while u128::from(bytes) < excess
-                && budget > 0
-                && let Some(victim) = self.oldest_of(&segments)
-            {
-                budget -= 1;
-                objects += 1;
-                bytes += self.objects[victim].extent_bytes();
-                self.evict(victim);
-            }
-            if objects > 0 {
-                effects.push(Effect::Evicted { node: self.nodes[slot].id, objects, bytes });
-            }
-        }
-        budget == 0
-    }
-
-    /// The next victim among some segments.
-    fn oldest_of(&mut self, segments: &[Slot<Segment>]) -> Option<Slot<Object>> {
-        let victims: Vec<_> = segments.iter().filter_map(|slot| self.victim_of(*slot)).collect();
-        victims.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, victim)| victim)
-    }
-
-    /// Evicts one replica. There was no room for as many as its key should have: it is to have those that are left.
-    pub(super) fn evict(&mut self, victim: Slot<Object>) {
-        self.count_drained(victim);
-        self.evicted_objects += 1;
-        self.evicted_bytes += self.objects[victim].extent_bytes();
-        let entry = self.objects[victim].entry;
-        if let Some(entry) = entry
-            && self.is_alone(victim)
-        {
-            let eviction = self.use_of(self.index.get(entry).hash(), victim);
-            self.policy.evicted(eviction, self.objects[victim].mark());
-        }
-        self.remove_object(victim);
-        if let Some(entry) = entry
-            && self.index.knows(entry)
-            && self.index.get(entry).object.is_some()
-        {
-            self.want_what_is_left(entry);
-        }
     }
 }

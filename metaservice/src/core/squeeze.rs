@@ -5,6 +5,7 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::Core;
+use super::evict::Cause;
 use super::hole::Hole;
 use super::limits::REPLY_EVICTIONS_MAX;
 use super::node::{Drain, Node};
@@ -149,7 +150,7 @@ impl Core {
         let is_pinned = self.objects[object].entry.is_some_and(|entry| self.index.get(entry).is_pinned());
         let nodes: Vec<_> = self.nodes.iter().map(|(node, _)| node).collect();
         if !is_pinned && !nodes.into_iter().any(|node| self.could_hold(node, bytes)) {
-            self.evict(object);
+            self.evict(object, Cause::Drain);
             squeeze.note_evicted(bytes);
         }
     }
@@ -164,7 +165,7 @@ impl Core {
             {
                 for victim in victims {
                     squeeze.note_evicted(self.objects[victim].extent_bytes());
-                    self.evict(victim);
+                    self.evict(victim, Cause::Drain);
                 }
                 return true;
             }
@@ -190,7 +191,7 @@ impl Core {
             && now <= order
         {
             squeeze.note_evicted(self.objects[victim].extent_bytes());
-            self.evict(victim);
+            self.evict(victim, Cause::Drain);
         } else {
             squeeze.budget = squeeze.budget.saturating_sub(1);
         }

@@ -163,6 +163,7 @@ fn the_order_of_places_is_learnt_in_steps_and_forgotten_when_nobody_asks() {
     full.pool.pass(limits::ROW_UNASKED_MS);
     while full.pool.tick() {}
     assert!(full.pool.core.rows.is_empty());
+    full.pool.core.settings.search.row_step = limits::ROW_STEP;
     full.pool.put(&["again"], TOO_LONG);
 }
 
