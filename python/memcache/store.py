@@ -401,7 +401,8 @@ class Store:
                 longest = self._most("longest_free_bytes", "; the longest free run has {} bytes")
                 raise NoSpace(f"no node has room for {nbytes} bytes, even after eviction{longest}")
             case PutStatus.TOO_LARGE:
-                raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool{self._most('capacity_bytes', '; the largest has {} bytes')}")
+                largest = self._most("capacity_bytes", "; the largest has {} bytes")
+                raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool{largest}")
             case PutStatus.TIMEOUT:
                 raise Timeout(f"putting {nbytes} bytes took longer than its deadline")
             case _:
