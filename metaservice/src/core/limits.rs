@@ -95,7 +95,7 @@ pub const CALL_PINS_ENDED_MAX: usize = 4096;
 pub const HOLE_OBJECTS_MAX: usize = 4096;
 
 /// Most objects that one call looks at for all the holes that its keys need.
-pub const CALL_LOOKS_MAX: usize = 1 << 17;
+pub const CALL_LOOKS_MAX: usize = 1 << 18;
 
 /// Most segments in which one key looks for a hole.
 pub const SEGMENTS_TRIED_MAX: usize = 16;
