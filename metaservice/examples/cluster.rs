@@ -15,7 +15,7 @@
 use std::collections::BTreeSet;
 
 use memcache_meta::core::{
-    Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits,
+    Core, Effect, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings, limits,
 };
 use memcache_proto::pb::{LocateOutcome, SealOutcome};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier, extent_bytes};
@@ -44,6 +44,7 @@ const SETTINGS: Settings = Settings {
     removals_max: limits::REMOVALS_MAX,
     step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Numbers that look random, the same in every run.

@@ -4,7 +4,9 @@
 
 #![allow(clippy::print_stdout, clippy::cast_precision_loss, reason = "a command whose purpose is to print rates")]
 
-use memcache_meta::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits};
+use memcache_meta::core::{
+    Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings, limits,
+};
 use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, NodeId, Tier};
 use rustix::time::{ClockId, clock_gettime};
 
@@ -30,6 +32,7 @@ const SETTINGS: Settings = Settings {
     removals_max: limits::REMOVALS_MAX,
     step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 const POLICIES: [EvictionPolicy; 3] = [EvictionPolicy::Adaptive, EvictionPolicy::Lru, EvictionPolicy::S3Fifo];

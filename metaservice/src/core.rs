@@ -15,6 +15,7 @@ mod clock;
 mod damage;
 mod drain;
 mod effect;
+mod evict;
 mod fingerprints;
 mod hole;
 mod hot;
@@ -37,6 +38,8 @@ mod remove;
 mod repair;
 mod replicas;
 mod reserve;
+mod row;
+mod search;
 mod segment;
 mod slab;
 mod space;
@@ -55,6 +58,7 @@ use memcache_types::{ClientId, Epoch, NodeId, SegmentId};
 pub use self::clock::Millis;
 pub use self::drain::DrainReport;
 pub use self::effect::{Effect, GoneReason};
+pub use self::evict::{Cause, Evictions};
 pub use self::fingerprints::Difference;
 pub use self::listing::{Holdings, Listed};
 pub use self::lookup::{Found, LocateReply, PrefixReply};
@@ -66,6 +70,7 @@ pub use self::refusal::Refusal;
 pub use self::remove::{Removed, RemovedAll};
 pub use self::repair::{CopyTask, WorkReply};
 pub use self::reserve::{Clear, ReserveReply, ReserveRequest, Ticket};
+pub use self::search::SearchLimits;
 pub use self::status::{KeyReport, NodeReport, ReplicaReport, Report};
 
 use self::fingerprints::Fingerprints;
@@ -115,6 +120,8 @@ pub struct Settings {
     pub step: u32,
     /// Which objects go first.
     pub policy: EvictionPolicy,
+    /// How far it looks for room.
+    pub search: SearchLimits,
 }
 
 /// Ids that no two lives of the service share: a life that lasts T milliseconds may issue 2^22 ids in each of them
@@ -146,6 +153,8 @@ pub struct Core {
     /// Segments whose nodes have not told of everything that their tables named when they joined.
     untold: BTreeSet<SegmentId>,
     places: Places,
+    /// Segments whose objects are known in the order in which they lie, or will be.
+    rows: BTreeSet<Slot<Segment>>,
     /// Segments whose nodes are gone, until all their objects are forgotten.
     graves: VecDeque<Slot<Segment>>,
     sweep: Sweep,
@@ -192,8 +201,9 @@ pub struct Core {
     /// Objects named by all leases, counted once a lease.
     leased: usize,
     fingerprints: Fingerprints,
-    evicted_objects: u64,
-    evicted_bytes: u64,
+    evicted: Evictions,
+    /// Objects looked at to find room for puts.
+    looked: u64,
 }
 
 impl Core {
@@ -218,6 +228,7 @@ impl Core {
             segment_ids: BTreeMap::new(),
             untold: BTreeSet::new(),
             places: Places::default(),
+            rows: BTreeSet::new(),
             graves: VecDeque::new(),
             sweep: Sweep::default(),
             nodes: Slab::new(),
@@ -248,8 +259,8 @@ impl Core {
             lease_order: List::new(),
             leased: 0,
             fingerprints: Fingerprints::new(),
-            evicted_objects: 0,
-            evicted_bytes: 0,
+            evicted: Evictions::default(),
+            looked: 0,
         }
     }
 
@@ -296,7 +307,8 @@ impl Core {
         let drains = self.drain_step();
         self.find_repairs();
         self.retire_extras();
-        self.evict_to_watermark(effects) || buries || drains
+        let tends = self.tend_rows();
+        self.evict_to_watermark(effects) || buries || drains || tends
     }
 
     fn next_serial(&mut self) -> u64 {

@@ -18,7 +18,9 @@ use memcache_types::{ClientId, Epoch, HoldingsPlace, Incarnation, KeyBatch, Node
 pub use self::trace::{BLOCK_TOKENS, Request, Trace, TraceError};
 pub use self::workloads::{HELD_OUT, VARIED, WORKLOADS, workload};
 
-use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SegmentOffer, Settings, limits};
+use crate::core::{
+    Core, EvictionPolicy, JoinRequest, Millis, ReserveRequest, SearchLimits, SegmentOffer, Settings, limits,
+};
 
 const CLIENT: ClientId = ClientId::new(1);
 const PAYLOAD_BYTES: u64 = (64 << 10) - 64;
@@ -36,6 +38,7 @@ const SETTINGS: Settings = Settings {
     removals_max: limits::REMOVALS_MAX,
     step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Lru,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Fewest blocks a replayed cache may hold: what the smallest segment holds.

@@ -305,6 +305,7 @@ fn status(core: &mut Core, now: Millis, effects: &mut Vec<Effect>) -> pb::Status
                 soft_pinned_bytes: node.soft_pinned_bytes,
                 hard_pinned_bytes: node.hard_pinned_bytes,
                 pin_quota_bytes: node.pin_quota_bytes,
+                longest_free_bytes: node.longest_free_bytes,
                 drain: drain_state(node.drain),
                 progress: node.drain.drain.map(|_| drain_progress(node.drain)),
             })

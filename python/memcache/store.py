@@ -401,21 +401,23 @@ class Store:
             case PutStatus.STORED | PutStatus.PRESENT | PutStatus.PENDING:
                 return status
             case PutStatus.NO_SPACE:
-                raise NoSpace(f"no node has room for {nbytes} bytes, even after eviction")
+                longest = self._most("longest_free_bytes", "; the longest free run has {} bytes")
+                raise NoSpace(f"no node has room for {nbytes} bytes, even after eviction{longest}")
             case PutStatus.TOO_LARGE:
-                raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool{self._longest()}")
+                largest = self._most("capacity_bytes", "; the largest has {} bytes")
+                raise TooLarge(f"a value of {nbytes} bytes is larger than any segment of the pool{largest}")
             case PutStatus.TIMEOUT:
                 raise Timeout(f"putting {nbytes} bytes took longer than its deadline")
             case _:
                 raise Unavailable(f"{nbytes} bytes could not be stored: {status.name.lower()}")
 
-    def _longest(self) -> str:
-        """What the largest segment holds, for the text of an error; nothing where that cannot be told now."""
+    def _most(self, count: str, text: str) -> str:
+        """The largest count of any node, in the text of an error; nothing where that cannot be told now."""
         try:
-            longest = max((node["capacity_bytes"] for node in self.status()["nodes"]), default=0)
+            most = max((node[count] for node in self.status()["nodes"]), default=0)
         except (Unavailable, Timeout):
             return ""
-        return f"; the largest has {longest} bytes"
+        return text.format(most)
 
 
 def fingerprint_digest(scope: str, fields: Mapping[str, str]) -> bytes:

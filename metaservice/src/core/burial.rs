@@ -59,6 +59,7 @@ impl Core {
                 self.lose(object);
             }
             self.segments.remove(slot);
+            self.rows.remove(&slot);
             self.graves.pop_front();
         }
         self.sweep_some(budget)

@@ -106,8 +106,28 @@ pub const PIN_MS_MAX: u64 = 30 * 24 * 3_600_000;
 /// Most pins that end within one call because their time is over; the next calls go on.
 pub const CALL_PINS_ENDED_MAX: usize = 4096;
 
-/// Most objects looked at to find those whose eviction makes one long hole.
+/// Most objects of a segment looked at in the order in which they would go, to find those whose eviction makes one long
+/// hole. Where that is not enough those that lie together are looked at.
 pub const HOLE_OBJECTS_MAX: usize = 4096;
+
+/// Most objects that one call looks at for all the holes that its keys need.
+pub const CALL_LOOKS_MAX: usize = 1 << 18;
+
+/// Most segments in which one key looks for a hole.
+pub const SEGMENTS_TRIED_MAX: usize = 16;
+
+/// Most places of objects that one step goes through to learn in which order the objects of a segment lie.
+pub const ROW_STEP: usize = 1 << 15;
+
+/// Where no hole for an extent was found in the order in which objects would go, one is looked for in the order in which they
+/// lie alone for so long, in milliseconds.
+pub const ROW_ALONE_MS: u64 = 1000;
+
+/// What is known of that order is forgotten when nobody asked for it for so long, in milliseconds.
+pub const ROW_UNASKED_MS: u64 = 60_000;
+
+/// Most objects that one tick takes out of it then.
+pub const TICK_ROW_FORGOTTEN_MAX: usize = 8192;
 
 /// Segments with the most free bytes that are tried before the one with the longest free run.
 pub const PLACES_TRIED_MAX: usize = 16;

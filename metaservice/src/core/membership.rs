@@ -191,6 +191,8 @@ impl Core {
             leased: List::new(),
             objects: 0,
             hidden: 0,
+            row: None,
+            no_hole: [u64::MAX; 2],
             reservations: Vec::new(),
             gone: false,
             shelved: None,

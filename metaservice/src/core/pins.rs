@@ -28,6 +28,9 @@ pub(super) struct Pin {
     number: u64,
 }
 
+/// When the soft pin of an object ends and its number: the order in which such pins are given up.
+pub(super) type Turn = (Millis, u64);
+
 impl Pin {
     pub(super) const fn is_soft(&self) -> bool {
         self.until.is_some()
@@ -91,6 +94,11 @@ impl Pinned {
     /// Idle objects under soft pins, in the order in which they are given up.
     pub(super) fn iter_soft(&self) -> impl Iterator<Item = Slot<Object>> + '_ {
         self.soft.iter().map(|(_, _, object)| *object)
+    }
+
+    /// The same, each with its turn: those of lesser turns go before.
+    pub(super) fn iter_soft_turns(&self) -> impl Iterator<Item = (Turn, Slot<Object>)> + '_ {
+        self.soft.iter().map(|(until, number, object)| ((*until, *number), *object))
     }
 
     /// All idle ones.
@@ -213,6 +221,12 @@ impl Core {
         }
         let entry = self.objects[slot].entry.filter(|entry| self.index.get(*entry).is_pinned())?;
         self.pins.by_entry.get(&entry).copied()
+    }
+
+    /// Whether an object may be evicted now; of those under soft pins those whose turn comes by `turn`.
+    pub(super) fn may_go(&self, slot: Slot<Object>, turn: Option<Turn>) -> bool {
+        let pin_may_go = |pin: Pin| pin.until.zip(turn).is_some_and(|(until, turn)| (until, pin.number) <= turn);
+        self.is_idle(slot) && self.pin_of(slot).is_none_or(pin_may_go)
     }
 
     /// Puts an idle object among the pinned ones if it is pinned; whether it is.

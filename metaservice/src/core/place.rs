@@ -1,19 +1,23 @@
 //! Where new objects go, and which old ones make room.
 
 use std::cmp::Reverse;
+use std::collections::BinaryHeap;
 
 use super::Core;
-use super::effect::Effect;
+use super::evict::Cause;
 use super::hole::Hole;
-use super::limits::TICK_EVICTIONS_MAX;
 use super::node::Node;
 use super::object::Object;
-use super::policy::{Rank, Shelved};
+use super::policy::Rank;
+use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
 
 /// The order in which victims of several segments go, the least first: replicas of keys that have others before the last.
 pub(super) type Order = (bool, Rank);
+
+/// The next victim of a segment.
+type Next = (Order, Slot<Segment>, Slot<Object>);
 
 /// Where a writer would like its object to be.
 #[derive(Clone, Copy, Debug)]
@@ -24,11 +28,27 @@ pub(super) struct Wish<'a> {
     pub(super) near: Option<Slot<Node>>,
 }
 
+/// What came of a search for room without pins.
+#[derive(Clone, Copy, Debug)]
+enum Place {
+    At(Slot<Segment>, u64),
+    /// There is none.
+    Nowhere,
+    /// None was found, but not everything was looked at: no pin is given up for that.
+    Unknown,
+}
+
 impl Core {
     /// Takes space for an extent on none of the nodes `not_on`. Free space on preferred nodes comes first, then near the
     /// writer, then the segment with the most free bytes, then the one whose next victim comes before those of all others:
     /// that one evicts until the extent fits.
-    pub(super) fn place(&mut self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
+    pub(super) fn place(
+        &mut self,
+        bytes: u64,
+        wish: Wish<'_>,
+        not_on: &[Slot<Node>],
+        search: &mut Search,
+    ) -> Option<(Slot<Segment>, u64)> {
         let mut slot = self.roomiest_wished(bytes, wish, not_on);
         if slot.is_none() && self.sweep.is_on() {
             // What was removed may be in the way there. One step is no more than a tick takes.
@@ -41,9 +61,19 @@ impl Core {
         if let Some(slot) = slot {
             return self.take_run(slot, bytes).map(|offset| (slot, offset));
         }
-        // A further replica is not worth a pin.
-        self.place_by_eviction(bytes, not_on)
-            .or_else(|| if not_on.is_empty() { self.place_over_pins(bytes) } else { None })
+        if search.looks_left() == 0 || search.is_vain(bytes, not_on) {
+            return None;
+        }
+        let place = match self.place_by_eviction(bytes, not_on, search) {
+            Place::At(slot, offset) => Some((slot, offset)),
+            // A further replica is not worth a pin.
+            Place::Nowhere if not_on.is_empty() => self.place_over_pins(bytes, search),
+            Place::Nowhere | Place::Unknown => None,
+        };
+        if place.is_none() {
+            search.was_vain(bytes, not_on);
+        }
+        place
     }
 
     fn roomiest_for(&self, bytes: u64, wish: Wish<'_>, not_on: &[Slot<Node>]) -> Option<Slot<Segment>> {
@@ -74,91 +104,70 @@ impl Core {
     }
 
     /// Evicts where the next victim is, and there only what makes a hole that is long enough.
-    fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> Option<(Slot<Segment>, u64)> {
-        let mut tried = Vec::new();
-        while let Some(slot) = self.oldest_idle(bytes, not_on, &tried) {
-            match self.hole(slot, bytes, false) {
+    fn place_by_eviction(&mut self, bytes: u64, not_on: &[Slot<Node>], search: &mut Search) -> Place {
+        let mut is_sure = true;
+        let mut able = self.by_next_victim(bytes, not_on);
+        for _ in 0..self.settings.search.segments {
+            let Some(Reverse((_, slot, next))) = able.pop() else { break };
+            match self.find_hole(slot, bytes, false, search) {
                 Hole::Of(victims) => {
+                    let no_hole = self.segments[slot].no_hole;
+                    let cause = if victims == [next] { Cause::Put } else { Cause::Hole };
                     for victim in victims {
-                        self.evict(victim);
+                        self.evict(victim, cause);
+                    }
+                    // What is free now might have gone before.
+                    self.segments[slot].no_hole = no_hole;
+                    if let Some(offset) = self.take_run(slot, bytes) {
+                        return Place::At(slot, offset);
                     }
                 }
                 Hole::Never => {}
-                Hole::Unknown => {
-                    while self.segments[slot].space.longest_run() < bytes
-                        && let Some((_, victim)) = self.victim_of(slot)
-                    {
-                        self.evict(victim);
-                    }
-                }
+                Hole::Unknown => is_sure = false,
             }
-            if let Some(offset) = self.take_run(slot, bytes) {
-                return Some((slot, offset));
-            }
-            tried.push(slot);
         }
-        None
+        if is_sure && able.is_empty() { Place::Nowhere } else { Place::Unknown }
     }
 
     /// As the last resort soft pins are given up, where the first of them ends soonest, and there only those that make a
     /// hole that is long enough.
-    fn place_over_pins(&mut self, bytes: u64) -> Option<(Slot<Segment>, u64)> {
+    fn place_over_pins(&mut self, bytes: u64, search: &mut Search) -> Option<(Slot<Segment>, u64)> {
         if self.pins.soft() == 0 {
             return None;
         }
         let room = |segment: &Segment| {
             segment.space.free_bytes() + segment.idle_bytes + segment.pinned.soft_idle_bytes >= bytes
         };
-        let able = self.segments.iter().filter(|(_, segment)| segment.shelved.is_some() && room(segment));
+        let able = self.segments.iter().filter(|(_, segment)| {
+            segment.shelved.is_some() && bytes < segment.no_hole[usize::from(true)] && room(segment)
+        });
         let mut able: Vec<_> =
             able.filter_map(|(slot, segment)| Some((segment.pinned.first_soft()?.0, slot))).collect();
         able.sort_unstable();
-        for (_, slot) in able {
-            match self.hole(slot, bytes, true) {
-                Hole::Of(victims) => {
-                    for victim in victims {
-                        self.give_pin_up(victim);
-                        self.evict(victim);
-                    }
+        for (_, slot) in able.into_iter().take(self.settings.search.segments) {
+            if let Hole::Of(victims) = self.find_hole(slot, bytes, true, search) {
+                for victim in victims {
+                    self.give_pin_up(victim);
+                    self.evict(victim, Cause::Pin);
                 }
-                Hole::Never => {}
-                Hole::Unknown => {
-                    while self.segments[slot].space.longest_run() < bytes {
-                        let victim = self.victim_of(slot).map(|(_, victim)| victim);
-                        let soft = || self.segments[slot].pinned.first_soft().map(|(_, object)| object);
-                        let Some(victim) = victim.or_else(soft) else { break };
-                        self.give_pin_up(victim);
-                        self.evict(victim);
-                    }
-                }
-            }
-            if let Some(offset) = self.take_run(slot, bytes) {
-                return Some((slot, offset));
+                search.forget();
+                return self.take_run(slot, bytes).map(|offset| (slot, offset));
             }
         }
         None
     }
 
-    /// The segment whose next victim comes first, among those that could make room for the extent.
-    fn oldest_idle(&mut self, bytes: u64, not_on: &[Slot<Node>], tried: &[Slot<Segment>]) -> Option<Slot<Segment>> {
-        let able: Vec<_> = self
-            .segments
-            .iter()
-            .filter(|(slot, segment)| {
-                segment.shelved.is_some() && !not_on.contains(&segment.node) && !tried.contains(slot)
-            })
-            .filter(|(_, segment)| segment.space.free_bytes() + segment.idle_bytes >= bytes)
-            .map(|(slot, _)| slot)
-            .collect();
-        let mut best = None;
-        for slot in able {
-            if let Some((rank, _)) = self.victim_of(slot)
-                && best.is_none_or(|(least, _)| rank < least)
-            {
-                best = Some((rank, slot));
-            }
-        }
-        best.map(|(_, slot)| slot)
+    /// The segments that may be able to make room for the extent and their next victims, those first that come first.
+    fn by_next_victim(&mut self, bytes: u64, not_on: &[Slot<Node>]) -> BinaryHeap<Reverse<Next>> {
+        let able = self.segments.iter().filter(|(_, segment)| {
+            segment.shelved.is_some()
+                && bytes < segment.no_hole[usize::from(false)]
+                && segment.space.free_bytes() + segment.idle_bytes >= bytes
+                && !not_on.contains(&segment.node)
+        });
+        let able: Vec<_> = able.map(|(slot, _)| slot).collect();
+        let next = able.into_iter().filter_map(|slot| self.victim_of(slot).map(|(order, next)| (order, slot, next)));
+        next.map(Reverse).collect()
     }
 
     /// What a segment would evict next, and the order in which victims of several go: replicas of keys that have
@@ -179,65 +188,5 @@ impl Core {
         }
         let victim = self.policy.victim(self.now, &mut self.segments[slot].idle, &mut self.objects);
         victim.map(|(rank, object)| ((true, rank), object))
-    }
-
-    /// Evicts on every node above the high watermark down to the low one. True: one tick was not enough.
-    pub(super) fn evict_to_watermark(&mut self, effects: &mut Vec<Effect>) -> bool {
-        let mut budget = TICK_EVICTIONS_MAX;
-        let nodes: Vec<_> = self.node_ids.values().copied().collect();
-        for slot in nodes {
-            let segments = self.nodes[slot].segments.clone();
-            let sum = |core: &Self, part: fn(&Segment) -> u64| -> u128 {
-                segments.iter().map(|slot| u128::from(part(&core.segments[*slot]))).sum()
-            };
-            let capacity = sum(self, |segment| segment.space.bytes());
-            let used = sum(self, |segment| segment.space.used_bytes());
-            let share = |ppm: u32| capacity * u128::from(ppm) / 1_000_000;
-            if used <= share(self.settings.high_watermark_ppm) {
-                continue;
-            }
-            let excess = used - share(self.settings.low_watermark_ppm);
-            let (mut objects, mut bytes) = (0, 0);
-            while u128::from(bytes) < excess
-                && budget > 0
-                && let Some(victim) = self.oldest_of(&segments)
-            {
-                budget -= 1;
-                objects += 1;
-                bytes += self.objects[victim].extent_bytes();
-                self.evict(victim);
-            }
-            if objects > 0 {
-                effects.push(Effect::Evicted { node: self.nodes[slot].id, objects, bytes });
-            }
-        }
-        budget == 0
-    }
-
-    /// The next victim among some segments.
-    fn oldest_of(&mut self, segments: &[Slot<Segment>]) -> Option<Slot<Object>> {
-        let victims: Vec<_> = segments.iter().filter_map(|slot| self.victim_of(*slot)).collect();
-        victims.into_iter().min_by_key(|(rank, _)| *rank).map(|(_, victim)| victim)
-    }
-
-    /// Evicts one replica. There was no room for as many as its key should have: it is to have those that are left.
-    pub(super) fn evict(&mut self, victim: Slot<Object>) {
-        self.count_drained(victim);
-        self.evicted_objects += 1;
-        self.evicted_bytes += self.objects[victim].extent_bytes();
-        let entry = self.objects[victim].entry;
-        if let Some(entry) = entry
-            && self.is_alone(victim)
-        {
-            let eviction = self.use_of(self.index.get(entry).hash(), victim);
-            self.policy.evicted(eviction, self.objects[victim].mark());
-        }
-        self.remove_object(victim);
-        if let Some(entry) = entry
-            && self.index.knows(entry)
-            && self.index.get(entry).object.is_some()
-        {
-            self.want_what_is_left(entry);
-        }
     }
 }

@@ -112,6 +112,7 @@ impl Core {
     /// Gives a run of a segment back.
     pub(super) fn give_run_back(&mut self, slot: Slot<Segment>, offset: u64, bytes: u64) {
         self.segments[slot].space.give_back(offset, bytes);
+        self.segments[slot].may_have_holes();
         self.reshelve(slot);
     }
 

@@ -106,6 +106,7 @@ impl Core {
     pub(super) fn free_object(&mut self, slot: Slot<Object>) {
         let object = self.objects.remove(slot);
         if let Some(segment) = object.segment {
+            self.segments[segment].take_from_row(object.offset);
             self.give_run_back(segment, object.offset, object.extent_bytes());
             let place = (self.segments[segment].id, object.offset);
             if let Some(stale) = self.lingering.remove(&place) {
@@ -130,6 +131,9 @@ impl Core {
 
     /// Puts an object that is in no list among the idle ones, as used just now.
     pub(super) fn make_idle(&mut self, slot: Slot<Object>) {
+        if let Some(segment) = self.objects[slot].segment {
+            self.segments[segment].may_have_holes();
+        }
         self.make_idle_of(slot, self.shelf_of(slot));
     }
 

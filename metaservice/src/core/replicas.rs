@@ -113,9 +113,12 @@ impl Core {
             self.watch_extra(entry, slot);
         }
         self.count_pinned(slot, true);
-        if let Some(segment) = self.objects[slot].segment {
-            self.segments[segment].objects += 1;
-            self.segments[segment].unrecorded += u64::from(self.objects[slot].record.is_none());
+        let object = &self.objects[slot];
+        if let Some(segment) = object.segment {
+            let segment = &mut self.segments[segment];
+            segment.objects += 1;
+            segment.unrecorded += u64::from(object.record.is_none());
+            segment.add_to_row(object.offset, slot);
         }
     }
 

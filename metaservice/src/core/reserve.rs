@@ -19,6 +19,7 @@ use super::object::Object;
 use super::place::Wish;
 use super::record::{Held, Leftover};
 use super::refusal::Refusal;
+use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -147,6 +148,7 @@ impl Core {
         let nodes = |ids: &[NodeId]| ids.iter().filter_map(|id| self.node_ids.get(id).copied()).collect::<Vec<_>>();
         let (preferred, near) = (nodes(request.preferred), nodes(request.near.as_slice()));
         let wish = Wish { preferred: &preferred, near: near.first().copied() };
+        let mut search = Search::new(self.settings.search.looks);
         for (position, key) in request.keys.iter().enumerate() {
             if position.is_multiple_of(CHUNK) {
                 self.index.warm_chunk(request.keys, position);
@@ -155,10 +157,11 @@ impl Core {
                 [uniform] => *uniform,
                 each => each[position],
             };
-            let outcome = self.reserve_one(client, key, payload_bytes, request, wish, &mut reply);
+            let outcome = self.reserve_one(client, key, payload_bytes, request, (wish, &mut search), &mut reply);
             reply.outcomes.push(outcome.err().unwrap_or(ReserveOutcome::Reserved));
         }
         self.touch_present(request.keys, &reply.outcomes);
+        self.looked += (self.settings.search.looks - search.looks_left()) as u64;
         Ok(reply)
     }
 
@@ -196,7 +199,7 @@ impl Core {
         key: &[u8],
         payload_bytes: u64,
         request: &ReserveRequest<'_>,
-        wish: Wish<'_>,
+        (wish, search): (Wish<'_>, &mut Search),
         reply: &mut ReserveReply,
     ) -> Result<(), ReserveOutcome> {
         if let Some(entry) = self.index.find(key).filter(|entry| self.bury_of(*entry)) {
@@ -220,7 +223,7 @@ impl Core {
         let mut nodes = Vec::with_capacity(if request.replicas > 1 { request.replicas } else { 0 });
         let mut count = 0;
         while count < request.replicas
-            && let Some((segment, offset)) = self.place(extent_bytes(payload_bytes), wish, &nodes)
+            && let Some((segment, offset)) = self.place(extent_bytes(payload_bytes), wish, &nodes, search)
         {
             places[count] = Some((segment, offset));
             count += 1;

@@ -11,6 +11,7 @@ use super::policy::Shelves;
 use super::record::Table;
 use super::replicas::Surplus;
 use super::reserve::Reservation;
+use super::row::Row;
 use super::slab::Slot;
 use super::space::SpaceMap;
 
@@ -49,6 +50,11 @@ pub(super) struct Segment {
     pub(super) objects: u64,
     /// Those of them that are counted although everything was removed.
     pub(super) hidden: u64,
+    /// Its objects in the order in which they lie, where that was asked for.
+    pub(super) row: Option<Box<Row>>,
+    /// Shortest extents for which no hole can be made here, without giving up pins and with the soft ones given up. Not
+    /// known any more when something here may go that might not before.
+    pub(super) no_hole: [u64; 2],
     /// Live reservations here, in no order; each knows its position.
     pub(super) reservations: Vec<Slot<Reservation>>,
     /// Its node is gone: nothing here is readable any more, and what is left is forgotten in steps.
@@ -61,5 +67,10 @@ impl Segment {
     /// Objects here, but for what was removed and is not forgotten yet.
     pub(super) const fn readable_objects(&self) -> u64 {
         self.objects - self.hidden
+    }
+
+    /// Something may go that might not before, or is free.
+    pub(super) const fn may_have_holes(&mut self) {
+        self.no_hole = [u64::MAX; 2];
     }
 }

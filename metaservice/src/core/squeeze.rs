@@ -5,11 +5,13 @@ use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 
 use super::Core;
+use super::evict::Cause;
 use super::hole::Hole;
 use super::limits::REPLY_EVICTIONS_MAX;
 use super::node::{Drain, Node};
 use super::object::Object;
 use super::place::Order;
+use super::search::Search;
 use super::segment::Segment;
 use super::slab::Slot;
 
@@ -96,16 +98,21 @@ impl Core {
     }
 
     /// Whether a node could hold an object of this length if it evicted enough, now or when leases and soft pins end.
-    fn could_hold(&self, node: Slot<Node>, bytes: u64) -> bool {
-        let could = |slot: &Slot<Segment>| {
-            let segment = &self.segments[*slot];
+    fn could_hold(&mut self, node: Slot<Node>, bytes: u64) -> bool {
+        if self.nodes[node].drain.is_some() || self.high_watermark_of(node) < bytes {
+            return false;
+        }
+        self.nodes[node].segments.clone().into_iter().any(|slot| {
+            let segment = &self.segments[slot];
             let ends = || segment.is_busy() || segment.pinned.soft_bytes > 0;
             segment.space.bytes() >= bytes
-                && (segment.space.longest_run() >= bytes || ends() || self.hole(*slot, bytes, false) != Hole::Never)
-        };
-        self.nodes[node].drain.is_none()
-            && self.high_watermark_of(node) >= bytes
-            && self.nodes[node].segments.iter().any(could)
+                && (segment.space.longest_run() >= bytes || ends() || self.hole_for_copy(slot, bytes) != Hole::Never)
+        })
+    }
+
+    fn hole_for_copy(&mut self, slot: Slot<Segment>, bytes: u64) -> Hole {
+        let mut search = Search::new(4 * self.settings.search.in_order);
+        self.find_hole(slot, bytes, false, &mut search)
     }
 
     /// Makes room on a node for a copy of `next`, which is on one that is being emptied. False: there is none now.
@@ -141,8 +148,9 @@ impl Core {
     /// An object that is too long for every node that stays goes, unless it is pinned.
     fn drop_if_homeless(&mut self, squeeze: &mut Squeeze, object: Slot<Object>, bytes: u64) {
         let is_pinned = self.objects[object].entry.is_some_and(|entry| self.index.get(entry).is_pinned());
-        if !is_pinned && !self.nodes.iter().any(|(node, _)| self.could_hold(node, bytes)) {
-            self.evict(object);
+        let nodes: Vec<_> = self.nodes.iter().map(|(node, _)| node).collect();
+        if !is_pinned && !nodes.into_iter().any(|node| self.could_hold(node, bytes)) {
+            self.evict(object, Cause::Drain);
             squeeze.note_evicted(bytes);
         }
     }
@@ -152,12 +160,12 @@ impl Core {
         for slot in self.nodes[node].segments.clone() {
             squeeze.budget = squeeze.budget.saturating_sub(HOLE_COST);
             if self.is_open(slot)
-                && let Hole::Of(victims) = self.hole(slot, bytes, false)
+                && let Hole::Of(victims) = self.hole_for_copy(slot, bytes)
                 && !victims.is_empty()
             {
                 for victim in victims {
                     squeeze.note_evicted(self.objects[victim].extent_bytes());
-                    self.evict(victim);
+                    self.evict(victim, Cause::Drain);
                 }
                 return true;
             }
@@ -183,7 +191,7 @@ impl Core {
             && now <= order
         {
             squeeze.note_evicted(self.objects[victim].extent_bytes());
-            self.evict(victim);
+            self.evict(victim, Cause::Drain);
         } else {
             squeeze.budget = squeeze.budget.saturating_sub(1);
         }

@@ -6,6 +6,7 @@ use super::Core;
 use super::clock::Millis;
 use super::drain::DrainReport;
 use super::effect::Effect;
+use super::evict::Evictions;
 use super::index::Entry;
 use super::lookup::Found;
 use super::pins::PinReport;
@@ -25,6 +26,8 @@ pub struct NodeReport {
     pub capacity_bytes: u64,
     /// What is sealed, reserved, resting or still held for readers.
     pub used_bytes: u64,
+    /// The longest run of its memory that is free: an object longer than that needs evictions, however much is free.
+    pub longest_free_bytes: u64,
     /// Readable objects: replicas of keys.
     pub objects: u64,
     /// Those of them that the node will not know any more after a restart of the service: its table is full.
@@ -76,6 +79,10 @@ pub struct Report {
     pub evicted_objects: u64,
     /// Extents of those.
     pub evicted_bytes: u64,
+    /// The same by [cause](super::Cause), in the order of [`Cause::ALL`](super::Cause::ALL).
+    pub evicted: Evictions,
+    /// Objects looked at since the start to find room for puts.
+    pub looked: u64,
     /// Time since the start.
     pub uptime_ms: u64,
 }
@@ -152,6 +159,7 @@ impl Core {
                     name: node.name.clone(),
                     capacity_bytes: segments().map(|segment| segment.space.bytes()).sum(),
                     used_bytes: segments().map(|segment| segment.space.used_bytes()).sum(),
+                    longest_free_bytes: segments().map(|segment| segment.space.longest_run()).max().unwrap_or(0),
                     objects: segments().map(Segment::readable_objects).sum(),
                     unrecorded: segments().map(|segment| segment.unrecorded).sum(),
                     listing: segments().any(|segment| segment.listing.is_some()),
@@ -178,8 +186,10 @@ impl Core {
             pins_given_up: self.pins.given_up,
             reservations: self.reservations.len() as u64,
             leases: self.leases.len() as u64,
-            evicted_objects: self.evicted_objects,
-            evicted_bytes: self.evicted_bytes,
+            evicted_objects: self.evicted.iter().map(|amount| amount.objects).sum(),
+            evicted_bytes: self.evicted.iter().map(|amount| amount.bytes).sum(),
+            evicted: self.evicted,
+            looked: self.looked,
             uptime_ms: self.now.since(self.started),
         }
     }

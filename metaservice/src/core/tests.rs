@@ -5,6 +5,7 @@
 mod damage;
 mod draining;
 mod evicting;
+mod holes;
 mod hot;
 mod invariants;
 mod listing;
@@ -45,6 +46,7 @@ pub(super) const SETTINGS: Settings = Settings {
     removals_max: limits::REMOVALS_MAX,
     step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Lru,
+    search: SearchLimits::DEFAULT,
 };
 
 pub(super) const ALICE: ClientId = ClientId::new(1);

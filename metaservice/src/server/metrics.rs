@@ -310,7 +310,10 @@ mod tests {
     use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, Tier};
 
     use super::*;
-    use crate::core::{Core, EvictionPolicy, JoinRequest, Millis, SegmentOffer, Settings, limits};
+    use crate::core::{
+        Amount, Cause, Core, EvictionPolicy, Evictions, JoinRequest, Millis, SearchLimits, SegmentOffer, Settings,
+        limits,
+    };
 
     const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
 
@@ -339,6 +342,7 @@ mod tests {
             removals_max: limits::REMOVALS_MAX,
             step: limits::CALL_BURIALS_MAX,
             policy: EvictionPolicy::Adaptive,
+            search: SearchLimits::DEFAULT,
         };
         let (mut core, now) = (Core::new(settings, Epoch::new(1), Millis::new(0)), Millis::new(0));
         let holdings = HoldingsPlace::default();
@@ -353,7 +357,16 @@ mod tests {
             floor: 0,
         };
         core.join(now, request, &mut Vec::new()).unwrap();
-        Report { objects: 3, evicted_objects: 5, evicted_bytes: 640, ..core.status(now, &mut Vec::new()) }
+        let mut evicted = Evictions::default();
+        evicted[Cause::Hole as usize] = Amount { objects: 2, bytes: 256 };
+        Report {
+            objects: 3,
+            evicted_objects: 5,
+            evicted_bytes: 640,
+            evicted,
+            looked: 17,
+            ..core.status(now, &mut Vec::new())
+        }
     }
 
     #[test]
@@ -395,6 +408,11 @@ mod tests {
             "memcache_meta_request_failures_total{rpc=\"locate\"} 1",
             "memcache_meta_request_seconds_count{rpc=\"locate\"} 2",
             "memcache_meta_evicted_bytes_total 640",
+            "memcache_meta_evictions_total{cause=\"hole\"} 2",
+            "memcache_meta_eviction_bytes_total{cause=\"hole\"} 256",
+            "memcache_meta_evictions_total{cause=\"watermark\"} 0",
+            "memcache_meta_objects_looked_at_total 17",
+            "memcache_meta_node_longest_free_bytes{node=\"7\",name=\"seven\"} 1048576",
         ] {
             assert!(text.lines().any(|found| found == line), "{line} is not in\n{text}");
         }

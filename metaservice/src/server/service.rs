@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 
 use super::TICK;
 use super::metrics::{Metrics, SessionGuard, prefix_keys, rpc_of};
-use crate::core::{Core, Effect, GoneReason, Millis, Report, Settings, limits};
+use crate::core::{Core, Effect, GoneReason, Millis, Report, SearchLimits, Settings, limits};
 use crate::wire;
 
 /// The core, its lock and its clock.
@@ -170,6 +170,7 @@ fn settings(config: &MetaConfig) -> Settings {
         removals_max: limits::REMOVALS_MAX,
         step: limits::CALL_BURIALS_MAX,
         policy: config.eviction_policy,
+        search: SearchLimits::DEFAULT,
     }
 }
 

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::core::{EvictionPolicy, Settings, limits};
+use crate::core::{EvictionPolicy, SearchLimits, Settings, limits};
 
 const SETTINGS: Settings = Settings {
     reservation_ttl_ms: 1000,
@@ -15,6 +15,7 @@ const SETTINGS: Settings = Settings {
     removals_max: limits::REMOVALS_MAX,
     step: limits::CALL_BURIALS_MAX,
     policy: EvictionPolicy::Adaptive,
+    search: SearchLimits::DEFAULT,
 };
 
 /// Small numbers that mean something, and any others.

@@ -89,3 +89,13 @@ def test_the_command_pins_and_unpins(meta: memcache.MetaService, store: memcache
     assert "soft pins 1, 0.2 MiB   hard pins 2, 0.5 MiB" in run("status")
     assert json.loads(run("unpin", "--json", "--hex", "6b30", "78")) == {"6b30": "unpinned", "78": "not pinned"}
     assert store.status()["hard_pins"] == 1
+
+
+def test_no_space_names_the_longest_free_run(store: memcache.Store) -> None:
+    keys = fill(store, "k", 16)
+    store.pin([keys[5], keys[10]], hard=True)
+    store.remove_batch([key for key in keys if key not in (keys[5], keys[10])])
+    run = 5 * LENT_BYTES // 16
+    assert store.status()["nodes"][0]["longest_free_bytes"] == run
+    with pytest.raises(memcache.NoSpace, match=f"the longest free run has {run} bytes"):
+        store.put("long", bytes(run))

@@ -14,6 +14,7 @@ pub(crate) fn status_dict<'py>(py: Python<'py>, epoch: u64, reply: &StatusReply)
         entry.set_item("name", &node.name)?;
         entry.set_item("capacity_bytes", node.capacity_bytes)?;
         entry.set_item("used_bytes", node.used_bytes)?;
+        entry.set_item("longest_free_bytes", node.longest_free_bytes)?;
         entry.set_item("objects", node.objects)?;
         entry.set_item("heartbeat_age_ms", node.heartbeat_age_ms)?;
         entry.set_item("drain", drain_name(node.drain()))?;

@@ -1,6 +1,6 @@
 //! What one seed stands for: how many take part, how the book is set, what goes wrong.
 
-use memcache_meta::core::{EvictionPolicy, Settings, limits};
+use memcache_meta::core::{EvictionPolicy, SearchLimits, Settings, limits};
 
 use crate::memory::LINE_BYTES;
 use crate::rng::Rng;
@@ -128,6 +128,7 @@ impl Scenario {
                 removals_max: limits::REMOVALS_MAX,
                 step: limits::CALL_BURIALS_MAX,
                 policy: EvictionPolicy::Adaptive,
+                search: SearchLimits::DEFAULT,
             },
             nodes: rng.between(1, 3),
             clients: rng.between(2, 4),
@@ -173,6 +174,9 @@ impl Scenario {
             let mut rng = Rng::new(!seed.rotate_left(32));
             self.settings.hot_replica_bytes = LINE_BYTES * rng.between(4, 24);
         }
+        if matches!(seed % 16, 13 | 15) {
+            self.settings.search = short_search(&mut Rng::new(!seed.rotate_left(16)));
+        }
     }
 
     /// Some worlds have tables. Those that once failed without are kept as they were, and so is what their seeds stand
@@ -194,4 +198,11 @@ impl Scenario {
             self.write_ms_max = self.write_ms_max.min(u64::from(self.settings.reservation_ttl_ms) / 2 - 1);
         }
     }
+}
+
+/// In some worlds the book looks at little to find room: at few objects in the order in which they would go, so that the
+/// order in which they lie matters, and it learns that in short steps.
+fn short_search(rng: &mut Rng) -> SearchLimits {
+    let mut few = |least: u64, most: u64| usize::try_from(rng.between(least, most)).unwrap_or(1);
+    SearchLimits { in_order: few(0, 2), looks: few(24, 64), segments: few(1, 2), row_step: few(1, 8) }
 }

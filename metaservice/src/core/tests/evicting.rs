@@ -233,3 +233,26 @@ fn random_batches_leave_nodes_within_one_object_of_each_other() {
     }
     assert_eq!(pool.status().evicted_objects, 0);
 }
+
+#[test]
+fn evictions_are_counted_by_cause_and_the_longest_free_run_is_told() {
+    let mut pool = Pool::new(&[MIB]);
+    assert_eq!(pool.status().nodes[0].longest_free_bytes, MIB);
+    let mut names: Vec<String> = (0..16).map(|number| number.to_string()).collect();
+    for name in &names {
+        pool.put(&[name], SIXTEENTH);
+    }
+    pool.remove(&["3", "5"]);
+    assert_eq!(pool.status().nodes[0].longest_free_bytes, MIB / 16);
+    pool.put(&["3", "5", "next"], SIXTEENTH);
+    pool.put(&["long"], MIB / 4 - 64);
+    names.extend(["next", "long"].map(str::to_owned));
+    names.retain(|name| pool.is_there(name));
+    pool.pin(&names.iter().map(String::as_str).collect::<Vec<_>>(), Some(100_000));
+    pool.put(&["four", "where", "it", "was"], SIXTEENTH);
+    pool.tick();
+    let report = pool.status();
+    let counted = |cause: Cause| report.evicted[cause as usize].objects;
+    assert_eq!([Cause::Put, Cause::Hole, Cause::Pin, Cause::Watermark].map(counted), [1, 4, 1, 2]);
+    assert_eq!((report.evicted_objects, report.evicted.iter().map(|amount| amount.objects).sum()), (8, 8_u64));
+}

@@ -16,6 +16,7 @@ impl Core {
     /// Panics if the state contradicts itself.
     pub(super) fn check(&self) {
         self.check_space();
+        self.check_rows();
         self.check_records();
         self.check_entries();
         self.check_leases();

@@ -9,12 +9,17 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
-use crate::core::{NodeReport, Report};
+use crate::core::{Cause, NodeReport, Report};
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct NodeLabels {
     node: String,
     name: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct CauseLabel {
+    cause: &'static str,
 }
 
 type NodeGauges = Family<NodeLabels, Gauge>;
@@ -36,8 +41,12 @@ pub(super) struct Amounts {
     uptime: Gauge<f64, AtomicU64>,
     evicted_objects: Counter,
     evicted_bytes: Counter,
+    evictions: Family<CauseLabel, Counter>,
+    eviction_bytes: Family<CauseLabel, Counter>,
+    looked: Counter,
     capacity: NodeGauges,
     used: NodeGauges,
+    longest_free: NodeGauges,
     held: NodeGauges,
     unrecorded: NodeGauges,
     listing: NodeGauges,
@@ -66,8 +75,12 @@ impl Amounts {
             uptime: Gauge::default(),
             evicted_objects: Counter::default(),
             evicted_bytes: Counter::default(),
+            evictions: Family::default(),
+            eviction_bytes: Family::default(),
+            looked: Counter::default(),
             capacity: NodeGauges::default(),
             used: NodeGauges::default(),
+            longest_free: NodeGauges::default(),
             held: NodeGauges::default(),
             unrecorded: NodeGauges::default(),
             listing: NodeGauges::default(),
@@ -101,22 +114,32 @@ impl Amounts {
             Unit::Bytes,
             amounts.evicted_bytes.clone(),
         );
-        registry.register_with_unit("node_capacity", "Memory a node lends", Unit::Bytes, amounts.capacity.clone());
-        let used = "Memory of a node in use: sealed, reserved, resting or held for readers";
-        registry.register_with_unit("node_used", used, Unit::Bytes, amounts.used.clone());
-        registry.register("node_objects", "Readable objects on a node", amounts.held.clone());
-        let unrecorded = "Readable objects on a node without a record: a restart would lose them";
-        registry.register("node_unrecorded_objects", unrecorded, amounts.unrecorded.clone());
-        let listing = "1 while a node has not told all that its memory holds";
-        registry.register("node_listing", listing, amounts.listing.clone());
-        let soft = "Extents on a node under soft pins";
-        registry.register_with_unit("node_soft_pinned", soft, Unit::Bytes, amounts.soft_pinned.clone());
-        let pinned = "Extents on a node under hard pins";
-        registry.register_with_unit("node_hard_pinned", pinned, Unit::Bytes, amounts.hard_pinned.clone());
-        let heard = "Time since a node was last heard of";
-        registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, amounts.heard.clone());
+        registry.register("evictions", "Objects evicted, by cause", amounts.evictions.clone());
+        let bytes = "Extents of evicted objects, by cause";
+        registry.register_with_unit("eviction", bytes, Unit::Bytes, amounts.eviction_bytes.clone());
+        registry.register("objects_looked_at", "Objects looked at to find room for puts", amounts.looked.clone());
+        amounts.register_nodes(registry);
         registry.register_with_unit("resident", "Memory of this process", Unit::Bytes, amounts.memory.clone());
         amounts
+    }
+
+    fn register_nodes(&self, registry: &mut Registry) {
+        registry.register_with_unit("node_capacity", "Memory a node lends", Unit::Bytes, self.capacity.clone());
+        let used = "Memory of a node in use: sealed, reserved, resting or held for readers";
+        registry.register_with_unit("node_used", used, Unit::Bytes, self.used.clone());
+        let longest = "Longest free run of a node's memory";
+        registry.register_with_unit("node_longest_free", longest, Unit::Bytes, self.longest_free.clone());
+        registry.register("node_objects", "Readable objects on a node", self.held.clone());
+        let unrecorded = "Readable objects on a node without a record: a restart would lose them";
+        registry.register("node_unrecorded_objects", unrecorded, self.unrecorded.clone());
+        let listing = "1 while a node has not told all that its memory holds";
+        registry.register("node_listing", listing, self.listing.clone());
+        let soft = "Extents on a node under soft pins";
+        registry.register_with_unit("node_soft_pinned", soft, Unit::Bytes, self.soft_pinned.clone());
+        let pinned = "Extents on a node under hard pins";
+        registry.register_with_unit("node_hard_pinned", pinned, Unit::Bytes, self.hard_pinned.clone());
+        let heard = "Time since a node was last heard of";
+        registry.register_with_unit("node_heartbeat_age", heard, Unit::Seconds, self.heard.clone());
     }
 
     pub(super) fn set(&self, report: &Report) {
@@ -136,10 +159,16 @@ impl Amounts {
         self.uptime.set(seconds(report.uptime_ms));
         raise(&self.evicted_objects, report.evicted_objects);
         raise(&self.evicted_bytes, report.evicted_bytes);
+        for ((_, cause), amount) in Cause::ALL.into_iter().zip(report.evicted) {
+            raise(&self.evictions.get_or_create(&CauseLabel { cause }), amount.objects);
+            raise(&self.eviction_bytes.get_or_create(&CauseLabel { cause }), amount.bytes);
+        }
+        raise(&self.looked, report.looked);
         self.memory.set(signed(resident_bytes()));
         // Nodes that are gone must not stay in the list.
         self.capacity.clear();
         self.used.clear();
+        self.longest_free.clear();
         self.held.clear();
         self.unrecorded.clear();
         self.listing.clear();
@@ -155,6 +184,7 @@ impl Amounts {
         let labels = NodeLabels { node: node.node.to_string(), name: node.name.to_string() };
         self.capacity.get_or_create(&labels).set(signed(node.capacity_bytes));
         self.used.get_or_create(&labels).set(signed(node.used_bytes));
+        self.longest_free.get_or_create(&labels).set(signed(node.longest_free_bytes));
         self.held.get_or_create(&labels).set(signed(node.objects));
         self.unrecorded.get_or_create(&labels).set(signed(node.unrecorded));
         self.listing.get_or_create(&labels).set(node.listing.into());
