@@ -14,6 +14,8 @@
 
 mod end;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod memory;
 mod socket;
 mod turns;
