@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use memcache_mailbox::{Change, End, is_trusted, receive, ring};
+use memcache_mailbox::{Change, End, check_peer, receive, ring};
 use memcache_proto::MESSAGE_BYTES_MAX;
 use memcache_proto::lane::{Eagerness, GREETING_BYTES_MAX, Incoming, MAILBOX_PREFACE, mailbox_name};
 use rustix::net::RecvFlags;
@@ -35,9 +35,7 @@ impl Mailbox {
 
     /// The mailbox that the service at the other end of `stream` hands out, if it is that of `epoch`.
     pub(super) async fn open(mut stream: UnixStream, epoch: u64) -> io::Result<Self> {
-        if !is_trusted(&stream) {
-            return Err(refused("the service is another user's".to_owned()));
-        }
+        check_peer(&stream)?;
         stream.write_all(MAILBOX_PREFACE).await?;
         let mut incoming = Incoming::new(GREETING_BYTES_MAX);
         let mut memory = None;
