@@ -120,10 +120,10 @@ faults: ## 10,000 random faults of a TCP link, 2,000 of a whole pool (FAULTS=500
 	FAULTS=$(POOL_FAULTS) FAULTS_SEED=$(FAULTS_SEED) cargo test --release -p memcache-client --test faults -- --nocapture
 
 FUZZ_SECONDS ?= 60
-FUZZ_TARGETS := request reply descriptor session replies relay wire
+FUZZ_TARGETS := request reply descriptor session replies relay wire mailbox
 
 .PHONY: fuzz
-fuzz: ## every decoder of bytes from the network under cargo-fuzz, FUZZ_SECONDS=60 each; installs cargo-fuzz if missing
+fuzz: ## every decoder of foreign bytes under cargo-fuzz, FUZZ_SECONDS=60 each; installs cargo-fuzz if missing
 	cargo fuzz --version >/dev/null 2>&1 || cargo install cargo-fuzz --locked
 	cd fuzz && for target in $(FUZZ_TARGETS); do mkdir -p found/$$target && \
 		RUSTC_BOOTSTRAP=1 cargo fuzz run $$target found/$$target corpus/$$target -- \

@@ -8,6 +8,9 @@ mod listen;
 mod mailbox;
 mod metrics;
 mod service;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod turns;
 mod vigil;
 
 use std::fmt;

@@ -14,6 +14,7 @@ use rustix::process::{Resource, getrlimit};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::watch;
+use tokio::task::coop::consume_budget;
 use tokio::time::timeout;
 use tracing::debug;
 
@@ -165,6 +166,7 @@ async fn converse(mut stream: impl Connection, book: &Book, lanes: &Arc<LaneCoun
     loop {
         replies.clear();
         while let Some(request) = incoming.message().map_err(|error| bad(error.to_string()))? {
+            consume_budget().await; // others have their turn after some
             push(&book.serve(request), &mut replies);
             if replies.len() >= REPLIES_BYTES {
                 stream.write_all(&replies).await?;

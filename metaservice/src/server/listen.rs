@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use memcache_config::Endpoint;
+use memcache_mailbox::check_peer;
 use memcache_proto::MESSAGE_BYTES_MAX;
 use memcache_proto::lane::{PREFACE, mailbox_name};
 use memcache_proto::pb::meta_server::MetaServer as MetaRpcs;
@@ -205,22 +206,7 @@ fn bind_path(path: &Path) -> io::Result<StdUnixListener> {
 
 /// Unix sockets serve the user who started the service, and root.
 fn may_connect(stream: &UnixStream) -> bool {
-    let own = rustix::process::geteuid().as_raw();
-    match stream.peer_cred() {
-        Ok(peer) if is_welcome(own, peer.uid()) => true,
-        Ok(peer) => {
-            warn!(uid = peer.uid(), "refused a connection of another user");
-            false
-        }
-        Err(error) => {
-            warn!(%error, "refused a connection: whose it is cannot be told");
-            false
-        }
-    }
-}
-
-const fn is_welcome(own_uid: u32, peer_uid: u32) -> bool {
-    peer_uid == own_uid || peer_uid == 0
+    check_peer(stream).inspect_err(|why| warn!(%why, "refused a connection")).is_ok()
 }
 
 async fn serve_connections<S, F, A>(
@@ -346,16 +332,5 @@ where
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_the_own_user_and_root_may_connect() {
-        assert!(is_welcome(1000, 1000) && is_welcome(1000, 0));
-        assert!(!is_welcome(1000, 1001) && !is_welcome(0, 1000));
     }
 }

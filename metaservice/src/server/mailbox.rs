@@ -19,7 +19,7 @@ use super::lane::{LaneCount, PATIENCE, REPLIES_BYTES, bad, push, refusal};
 use super::service::Book;
 
 /// Most requests of one client that are served before others have their turn.
-const REQUESTS_MAX: usize = 16;
+pub(super) const REQUESTS_MAX: usize = 16;
 
 /// A client's mailbox, and the socket to ring through.
 #[derive(Debug)]
@@ -171,8 +171,11 @@ async fn attend(mailbox: &Arc<Mailbox>, book: &Book, lanes: &LaneCount) -> io::R
             let broken = mailbox.traffic.lock().broken.take();
             return broken.map_or(Ok(()), Err);
         }
-        mailbox.serve(book);
-        lanes.vigil().watch(mailbox);
+        // One that is watched has its turns without a ring: more rings are no more turns.
+        if !mailbox.is_watched() {
+            mailbox.serve(book);
+            lanes.vigil().watch(mailbox);
+        }
     }
 }
 

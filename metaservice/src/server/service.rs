@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use memcache_config::MetaConfig;
@@ -13,6 +13,7 @@ use memcache_proto::pb::meta_server::Meta;
 use memcache_types::Epoch;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
+use tokio::task::coop::poll_proceed;
 use tokio_stream::Stream;
 use tonic::{Request, Response, Status, Streaming};
 use tracing::{debug, info, warn};
@@ -252,8 +253,13 @@ impl Stream for Replies {
         if self.stop.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);
         }
+        // A window of requests may lie here; others have their turn after some of them.
+        let turn = ready!(poll_proceed(context));
         match Pin::new(&mut self.requests).poll_next(context) {
-            Poll::Ready(Some(Ok(request))) => Poll::Ready(Some(Ok(self.book.serve(request)))),
+            Poll::Ready(Some(Ok(request))) => {
+                turn.made_progress();
+                Poll::Ready(Some(Ok(self.book.serve(request))))
+            }
             Poll::Ready(Some(Err(status))) => {
                 debug!(%status, "a session ended");
                 Poll::Ready(Some(Err(status)))

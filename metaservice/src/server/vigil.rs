@@ -45,11 +45,8 @@ impl Vigil {
         }
     }
 
-    /// A mailbox that was rung for, and may bring more.
+    /// A mailbox that nobody watches, was rung for, and may bring more.
     pub(super) fn watch(&self, mailbox: &Arc<Mailbox>) {
-        if mailbox.is_watched() {
-            return;
-        }
         mailbox.set_watched(true);
         self.watched.lock().push(Watched { mailbox: Arc::clone(mailbox), used: Instant::now(), was_used: false });
         self.answered();

@@ -14,7 +14,7 @@ use memcache_types::KeyBatch;
 
 use crate::client::{Client, DEADLINE, exist, join, keys, put, server};
 
-fn tcp(server: &MetaServer) -> TcpStream {
+pub(crate) fn tcp(server: &MetaServer) -> TcpStream {
     let Endpoint::Tcp { host, port } = server.address() else { panic!("not TCP") };
     let stream = TcpStream::connect((host.as_str(), *port)).unwrap();
     stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -29,7 +29,7 @@ pub(crate) struct Lane<S> {
 }
 
 impl<S: Read + Write> Lane<S> {
-    fn open(mut stream: S) -> Self {
+    pub(crate) fn open(mut stream: S) -> Self {
         stream.write_all(PREFACE).unwrap();
         let mut lane = Self { stream, incoming: Incoming::new(MESSAGE_BYTES_MAX) };
         let greeting = lane.receive().expect("a greeting");

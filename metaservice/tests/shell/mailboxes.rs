@@ -4,6 +4,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use memcache_config::Endpoint;
@@ -15,8 +16,8 @@ use memcache_proto::{MESSAGE_BYTES_MAX, pack};
 use memcache_types::KeyBatch;
 use rustix::io::pwrite;
 
-use crate::client::{DEADLINE, server};
-use crate::lanes::{Lane, exist_request, one_round, request};
+use crate::client::{Client, DEADLINE, exist, server};
+use crate::lanes::{Lane, exist_request, one_round, request, tcp};
 
 /// A client's end, used like a stream.
 struct Mailbox {
@@ -273,6 +274,67 @@ fn a_mailbox_whose_client_does_not_read_does_not_stop_others() {
     one_round(open(&server));
     let asked = Instant::now();
     assert!(server.stop(Duration::from_secs(2)), "took {:?}", asked.elapsed());
+}
+
+/// Ends what other threads do, also when the test fails.
+struct OverOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for OverOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Keeps a mailbox full and rings all the time; says how many requests were answered.
+fn flood(greedy: &mut Mailbox, is_over: &AtomicBool) -> usize {
+    let mut frames = Vec::new();
+    for id in 1..1000 {
+        assert!(push_frame(&exist_request(id, &["a", "b"]), &mut frames));
+    }
+    let (mut at, mut answered, mut replies) = (0, 0, Incoming::new(MESSAGE_BYTES_MAX));
+    greedy.socket.set_nonblocking(true).unwrap();
+    while !is_over.load(Ordering::Acquire) {
+        at = (at + greedy.end.write(&frames[at..]).unwrap()) % frames.len();
+        let bytes = greedy.end.read(replies.room()).unwrap();
+        replies.arrived(bytes);
+        answered += std::iter::from_fn(|| replies.message::<pb::Reply>().unwrap()).count();
+        ring(&greedy.socket).unwrap();
+        while (&greedy.socket).read(&mut [0; 64]).is_ok_and(|bytes| bytes > 0) {}
+    }
+    answered
+}
+
+#[test]
+fn clients_that_keep_their_mailboxes_full_starve_nobody() {
+    const ROUNDS: u64 = 300;
+    let server = server(&[]);
+    let mut greedy = [open(&server), open(&server)];
+    let (mut watched, mut sleepy) = (open(&server), open(&server));
+    let mut lane = Lane::open(tcp(&server));
+    let mut session = Client::connect(server.address(), 1);
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let floods = greedy.each_mut().map(|one| scope.spawn(|| flood(&mut one.stream, &is_over)));
+        let over = OverOnDrop(&is_over);
+        for round in 1..=ROUNDS {
+            watched.send(&[exist_request(round, &["a"])]);
+            assert_eq!(watched.receive().unwrap().request_id, round);
+            lane.send(&[exist_request(round, &["a"])]);
+            assert_eq!(lane.receive().unwrap().request_id, round);
+            assert_eq!(exist(&mut session, &["a"]), [2]);
+            if round % 50 == 0 {
+                // Nobody has watched this one for some time.
+                sleepy.send(&[exist_request(round, &["a"])]);
+                assert_eq!(sleepy.receive().unwrap().request_id, round);
+                one_round(Lane::open(tcp(&server)));
+                one_round(open(&server));
+            }
+        }
+        drop(over);
+        for answered in floods.map(|one| one.join().unwrap()) {
+            assert!(answered > 0, "the flood was no flood");
+        }
+    });
 }
 
 #[test]

@@ -14,13 +14,15 @@
 
 mod end;
 mod error;
+#[cfg(any(test, feature = "fuzzing"))]
+pub mod fuzzing;
 mod memory;
 mod socket;
 mod turns;
 
 pub use end::{Change, End};
 pub use error::MailboxError;
-pub use socket::{is_trusted, pass, receive, ring, watch};
+pub use socket::{check_peer, pass, receive, ring, watch};
 pub use turns::take_short_turns;
 
 /// Bytes that one ring holds. Longer messages flow through it.

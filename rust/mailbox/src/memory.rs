@@ -97,7 +97,8 @@ impl Memory {
         Ok(Self { base })
     }
 
-    pub(crate) const fn word(&self, word: Word) -> &AtomicU64 {
+    pub(crate) fn word(&self, word: Word) -> &AtomicU64 {
+        before_touch();
         // SAFETY: inside the first page of the mapping, which lives as long as `self`; aligned, for the mapping starts
         // on a page and words lie at multiples of 128; every access of either end to it is an atomic one.
         unsafe { AtomicU64::from_ptr(self.base.cast::<u64>().add(word.offset() / size_of::<u64>()).as_ptr()) }
@@ -112,6 +113,7 @@ impl Memory {
     /// Copies `source` into a ring, from where byte number `place` of its stream lies. Panics past the ring's length.
     pub(crate) fn copy_in(&self, way: Way, place: u64, source: &[u8]) {
         assert!(source.len() <= RING_BYTES, "{} bytes at once", source.len());
+        before_touch();
         let at = offset(place);
         let (first, second) = source.split_at(source.len().min(RING_BYTES - at));
         let ring = self.ring(way).as_ptr();
@@ -126,6 +128,7 @@ impl Memory {
     /// Copies from a ring, from where byte number `place` of its stream lies. Panics past the ring's length.
     pub(crate) fn copy_out(&self, way: Way, place: u64, target: &mut [u8]) {
         assert!(target.len() <= RING_BYTES, "{} bytes at once", target.len());
+        before_touch();
         let at = offset(place);
         let length = target.len().min(RING_BYTES - at);
         let (first, second) = target.split_at_mut(length);
@@ -137,6 +140,13 @@ impl Memory {
             ptr::copy_nonoverlapping(ring, second.as_mut_ptr(), second.len());
         }
     }
+}
+
+/// The other end may change anything between two touches: here the fuzzer has it do so.
+#[inline]
+fn before_touch() {
+    #[cfg(any(test, feature = "fuzzing"))]
+    crate::fuzzing::other_acts();
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "smaller than a ring")]

@@ -60,7 +60,30 @@ pub fn ring(socket: &impl AsFd) -> io::Result<()> {
     }
 }
 
-/// Whether the process at the other end of a Unix socket runs as this user, or as root.
-pub fn is_trusted(socket: &impl AsFd) -> bool {
-    socket_peercred(socket).is_ok_and(|peer| peer.uid == geteuid() || peer.uid == Uid::ROOT)
+/// An error unless the process at the other end of a Unix socket runs as this user, or as root.
+pub fn check_peer(socket: &impl AsFd) -> io::Result<()> {
+    let peer = socket_peercred(socket)?.uid;
+    if is_trusted(geteuid(), peer) {
+        return Ok(());
+    }
+    Err(io::Error::new(io::ErrorKind::PermissionDenied, format!("the other end is of user {}", peer.as_raw())))
+}
+
+fn is_trusted(own: Uid, peer: Uid) -> bool {
+    peer == own || peer == Uid::ROOT
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_own_user_and_root_are_trusted() {
+        let user = Uid::from_raw;
+        assert!(is_trusted(user(1000), user(1000)) && is_trusted(user(1000), user(0)));
+        assert!(!is_trusted(user(1000), user(1001)) && !is_trusted(user(0), user(1000)));
+        let (here, there) = UnixStream::pair().unwrap();
+        assert!(check_peer(&here).is_ok() && check_peer(&there).is_ok());
+    }
 }

@@ -117,6 +117,11 @@ impl Incoming {
         self.end = (self.end + bytes).min(self.buffer.len());
     }
 
+    /// How many bytes lie here that no message took.
+    pub const fn held(&self) -> usize {
+        self.end - self.start
+    }
+
     /// Whether a frame has begun and not ended.
     pub const fn is_within_frame(&self) -> bool {
         self.start < self.end

@@ -129,15 +129,22 @@ impl Lane {
         if self.outgoing.capacity() > KEPT_BYTES_MAX {
             self.outgoing = Vec::new();
         }
+        let mut has_waited = false;
         loop {
             match self.incoming.message::<pb::Reply>() {
                 // Others are replies to what was added to this or earlier exchanges.
                 Ok(Some(reply)) if reply.request_id != request.request_id => {}
                 Ok(Some(reply)) => return Ok(reply),
-                Ok(None) => match &mut self.way {
-                    Way::Socket(socket) => receive(socket, &mut self.incoming, &mut self.eager, &patience)?,
-                    Way::Mailbox(mailbox) => mailbox.receive(&mut self.incoming, &mut self.eager, &patience)?,
-                },
+                Ok(None) => {
+                    // What came was not the reply, or not all of it: there may be no end to that.
+                    if std::mem::replace(&mut has_waited, true) {
+                        patience.is_left()?;
+                    }
+                    match &mut self.way {
+                        Way::Socket(socket) => receive(socket, &mut self.incoming, &mut self.eager, &patience)?,
+                        Way::Mailbox(mailbox) => mailbox.receive(&mut self.incoming, &mut self.eager, &patience)?,
+                    }
+                }
                 Err(error) => return Err(broke(&error)),
             }
         }
@@ -271,4 +278,40 @@ pub(super) fn refused(why: String) -> io::Error {
 pub(super) fn blocking<S: Into<OwnedFd>>(stream: S, set: impl Fn(&S, bool) -> io::Result<()>) -> io::Result<OwnedFd> {
     set(&stream, false)?;
     Ok(stream.into())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "a test may fail")]
+mod tests {
+    use std::io::Write;
+    use std::os::unix::net::UnixStream as StdUnixStream;
+
+    use super::*;
+
+    #[test]
+    fn answers_to_something_else_do_not_keep_a_caller_past_its_deadline() {
+        let (here, mut there) = StdUnixStream::pair().unwrap();
+        here.set_read_timeout(Some(LOOK)).unwrap();
+        let mut replies = Vec::new();
+        for request_id in 100..200 {
+            assert!(push_frame(&pb::Reply { request_id, epoch: 1, body: None }, &mut replies));
+        }
+        let until = Instant::now() + Duration::from_secs(20);
+        let talker = std::thread::spawn(move || {
+            while there.write_all(&replies).is_ok() {
+                assert!(Instant::now() < until, "the caller listens for ever");
+            }
+        });
+        let mut lane = Lane {
+            way: Way::Socket(here.into()),
+            incoming: Incoming::new(MESSAGE_BYTES_MAX),
+            outgoing: Vec::new(),
+            eager: Eagerness::new(),
+        };
+        let asked = pb::Request { request_id: 1, client: 1, body: None };
+        let outcome = lane.exchange(&asked, Instant::now() + Duration::from_millis(50), || None);
+        assert!(matches!(outcome, Err(Broken::Late)), "{outcome:?}");
+        drop(lane);
+        talker.join().unwrap();
+    }
 }

@@ -4,7 +4,8 @@ use std::io;
 use std::os::fd::OwnedFd;
 use std::time::Instant;
 
-use memcache_mailbox::{Change, End, is_trusted, receive, ring};
+use memcache_mailbox::{Change, End, check_peer, receive, ring};
+use memcache_proto::MESSAGE_BYTES_MAX;
 use memcache_proto::lane::{Eagerness, GREETING_BYTES_MAX, Incoming, MAILBOX_PREFACE, mailbox_name};
 use rustix::net::RecvFlags;
 use tokio::io::{AsyncWriteExt, Interest};
@@ -34,9 +35,7 @@ impl Mailbox {
 
     /// The mailbox that the service at the other end of `stream` hands out, if it is that of `epoch`.
     pub(super) async fn open(mut stream: UnixStream, epoch: u64) -> io::Result<Self> {
-        if !is_trusted(&stream) {
-            return Err(refused("the service is another user's".to_owned()));
-        }
+        check_peer(&stream)?;
         stream.write_all(MAILBOX_PREFACE).await?;
         let mut incoming = Incoming::new(GREETING_BYTES_MAX);
         let mut memory = None;
@@ -68,10 +67,17 @@ impl Mailbox {
         eager: &mut Eagerness,
         patience: &Patience<'_>,
     ) -> Result<(), Broken> {
-        let mut sent = 0;
+        let (mut sent, mut has_waited) = (0, false);
         while sent < bytes.len() {
             let more = self.end.write(&bytes[sent..]).map_err(|error| broke(&error))?;
             if more == 0 {
+                // What came was no room, or not enough: there may be no end to that.
+                if std::mem::replace(&mut has_waited, true) {
+                    patience.is_left()?;
+                }
+                if incoming.held() > MESSAGE_BYTES_MAX {
+                    return Err(broke(&"the service says more than it was asked"));
+                }
                 self.wait(Change::ROOM.or(Change::BYTES), eager, patience)?;
                 self.take(incoming)?;
                 continue;
@@ -157,11 +163,12 @@ mod tests {
     use std::io::{Read, Write};
     use std::os::fd::OwnedFd;
     use std::os::unix::net::UnixStream as StdUnixStream;
+    use std::sync::atomic::{AtomicBool, Ordering};
     use std::time::Duration;
 
-    use memcache_mailbox::pass;
+    use memcache_mailbox::{RING_BYTES, pass};
     use memcache_proto::lane::{greeting as greet_with, push_frame};
-    use memcache_proto::{MESSAGE_BYTES_MAX, pb};
+    use memcache_proto::pb;
 
     use super::*;
 
@@ -231,6 +238,39 @@ mod tests {
         let late = mailbox.send(&vec![0; 200_000], &mut incoming, &mut Eagerness::new(), &patience);
         assert!(matches!(late, Err(Broken::Late)), "{late:?}");
         drop(service);
+    }
+
+    /// A long request to a service that says so much at a time for as long as somebody listens, and takes nothing.
+    fn send_to_a_talker(bytes_at_once: usize, within: Duration) -> Broken {
+        let (mut mailbox, mut service) = both();
+        let until = Instant::now() + Duration::from_secs(20);
+        let is_over = AtomicBool::new(false);
+        let talk = || {
+            while !is_over.load(Ordering::Acquire) {
+                assert!(Instant::now() < until, "the caller listens for ever");
+                service.end.write(&vec![7; bytes_at_once]).unwrap();
+                if service.end.must_ring(Change::BYTES) {
+                    ring(&service.socket).unwrap();
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            scope.spawn(talk);
+            let patience = Patience::new(Instant::now() + within, &|| None);
+            let mut incoming = Incoming::new(MESSAGE_BYTES_MAX);
+            let sent = mailbox.send(&vec![0; 200_000], &mut incoming, &mut Eagerness::new(), &patience);
+            is_over.store(true, Ordering::Release);
+            assert!(incoming.held() <= MESSAGE_BYTES_MAX + RING_BYTES, "{}", incoming.held());
+            sent.unwrap_err()
+        })
+    }
+
+    #[test]
+    fn a_service_that_talks_and_takes_nothing_ends_a_long_request() {
+        let late = send_to_a_talker(1, Duration::from_millis(50));
+        assert!(matches!(late, Broken::Late), "{late:?}");
+        let talked_over = send_to_a_talker(RING_BYTES, Duration::from_secs(3600));
+        assert!(matches!(talked_over, Broken::Interrupted(_)), "{talked_over:?}");
     }
 
     /// What a stranger offers under the name of a service.
