@@ -22,6 +22,7 @@ mod index;
 pub mod limits;
 mod list;
 mod listing;
+mod lives;
 mod lookup;
 mod membership;
 mod node;
@@ -71,6 +72,7 @@ use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
 use self::limits::{CALL_BURIALS_MAX, TICK_BURIALS_MAX};
 use self::list::List;
+use self::lives::OwnIds;
 use self::lookup::Lease;
 use self::node::Node;
 use self::object::Object;
@@ -121,6 +123,7 @@ pub struct Core {
     started: Millis,
     /// Last id issued: generations, reservations, leases and segments share one row of numbers.
     serial: u64,
+    own: OwnIds,
     /// Last use number issued.
     uses: u64,
     second: Second,
@@ -184,8 +187,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A book that knows nothing yet. `epoch` must be greater than that of any service the pool had before, by at
-    /// least the milliseconds that one lived: the wall clock at start does it.
+    /// A book that knows nothing yet. `epoch` should be greater than that of any service the pool had before, by at
+    /// least the milliseconds that one lived: the wall clock at start does it, unless it was set back ([`lives`]).
     pub fn new(settings: Settings, epoch: Epoch, now: Millis) -> Self {
         Self {
             settings,
@@ -193,6 +196,7 @@ impl Core {
             now,
             started: now,
             serial: epoch.get() << EPOCH_SHIFT,
+            own: OwnIds::new(epoch.get() << EPOCH_SHIFT),
             uses: 0,
             second: Second::new(now),
             policy: AnyPolicy::new(settings.policy),
@@ -237,7 +241,7 @@ impl Core {
         }
     }
 
-    /// Which life of the service this is.
+    /// Which life of the service this is. It is another number when an earlier life turns out to have had a later one.
     pub const fn epoch(&self) -> Epoch {
         self.epoch
     }

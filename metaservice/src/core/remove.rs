@@ -69,10 +69,12 @@ impl Removals {
         }
     }
 
-    /// Whether an object of this generation may have been removed.
-    pub(super) fn may_cover(&self, hash: u64, generation: u64) -> bool {
-        let own = self.by_hash.get(&hash).copied().unwrap_or(0);
-        generation <= self.floor.max(self.forgotten).max(own)
+    /// Whether an object of this generation may have been removed. Whatever this life removed, it removed after all that
+    /// earlier ones had put, also where their numbers are greater.
+    pub(super) fn may_cover(&self, hash: u64, generation: u64, is_own: bool) -> bool {
+        let own = self.by_hash.get(&hash).copied();
+        let was_here = own.is_some() || self.forgotten > 0 || self.turns > 0;
+        generation <= self.floor.max(self.forgotten).max(own.unwrap_or(0)) || !is_own && was_here
     }
 
     pub(super) const fn floor(&self) -> u64 {

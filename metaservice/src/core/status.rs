@@ -1,6 +1,6 @@
 //! What there is, counted.
 
-use memcache_types::{Incarnation, KeyBatch, NodeId};
+use memcache_types::{Epoch, Incarnation, KeyBatch, NodeId};
 
 use super::Core;
 use super::clock::Millis;
@@ -75,6 +75,8 @@ pub struct Report {
     pub evicted_objects: u64,
     /// Extents of those.
     pub evicted_bytes: u64,
+    /// Which life of the service it is, by now.
+    pub epoch: Epoch,
     /// Time since the start.
     pub uptime_ms: u64,
 }
@@ -175,6 +177,7 @@ impl Core {
             leases: self.leases.len() as u64,
             evicted_objects: self.evicted_objects,
             evicted_bytes: self.evicted_bytes,
+            epoch: self.epoch,
             uptime_ms: self.now.since(self.started),
         }
     }

@@ -8,6 +8,7 @@ mod evicting;
 mod hot;
 mod invariants;
 mod listing;
+mod lives;
 mod membership;
 mod model;
 mod pins;
