@@ -23,6 +23,7 @@ mod index;
 pub mod limits;
 mod list;
 mod listing;
+mod lives;
 mod lookup;
 mod membership;
 mod node;
@@ -78,6 +79,7 @@ use self::hot::{Extras, Hot};
 use self::index::KeyIndex;
 use self::limits::TICK_STEPS;
 use self::list::List;
+use self::lives::OwnIds;
 use self::lookup::{Lease, Leasing};
 use self::membership::Departed;
 use self::node::Node;
@@ -137,6 +139,7 @@ pub struct Core {
     started: Millis,
     /// Last id issued: generations, reservations, leases and segments share one row of numbers.
     serial: u64,
+    own: OwnIds,
     /// Last use number issued.
     uses: u64,
     second: Second,
@@ -207,8 +210,8 @@ pub struct Core {
 }
 
 impl Core {
-    /// A book that knows nothing yet. `epoch` must be greater than that of any service the pool had before, by at
-    /// least the milliseconds that one lived: the wall clock at start does it.
+    /// A book that knows nothing yet. `epoch` should be greater than that of any service the pool had before, by at
+    /// least the milliseconds that one lived: the wall clock at start does it, unless it was set back ([`lives`]).
     pub fn new(settings: Settings, epoch: Epoch, now: Millis) -> Self {
         Self {
             settings,
@@ -216,6 +219,7 @@ impl Core {
             now,
             started: now,
             serial: epoch.get() << EPOCH_SHIFT,
+            own: OwnIds::new(epoch.get() << EPOCH_SHIFT),
             uses: 0,
             second: Second::new(now),
             policy: AnyPolicy::new(settings.policy),
@@ -264,7 +268,7 @@ impl Core {
         }
     }
 
-    /// Which life of the service this is.
+    /// Which life of the service this is. It is another number when an earlier life turns out to have had a later one.
     pub const fn epoch(&self) -> Epoch {
         self.epoch
     }

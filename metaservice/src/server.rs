@@ -105,7 +105,8 @@ impl MetaServer {
         &self.address
     }
 
-    /// Which life of the service this is.
+    /// Which life of the service this is, as it was drawn at the start. Replies may carry a later one, where the clock was
+    /// set back.
     pub const fn epoch(&self) -> Epoch {
         self.epoch
     }
@@ -160,8 +161,8 @@ impl fmt::Debug for MetaServer {
     }
 }
 
-/// The wall clock at start, and never the same twice in one process or, for one port, in one network namespace; and where
-/// mailboxes are handed out, for a service on TCP.
+/// The wall clock at start: what follows when that was set back is told in `core::lives`. Never the same twice in one
+/// process or, for one port, in one network namespace. And where mailboxes are handed out, for a service on TCP.
 fn draw_epoch(address: &Endpoint, has_mailboxes: bool) -> (Epoch, Option<UnixListener>) {
     static LAST: AtomicU64 = AtomicU64::new(0);
     loop {

@@ -24,7 +24,7 @@ impl Core {
             let reservation = self.remove_reservation(reservation);
             let name = Name { hash: self.index.get(reservation.entry).hash(), generation: reservation.serial.get() };
             // Its record may stand already. A put may take effect when its key was removed, a copy may not.
-            if reservation.copy && self.removals.cover(name.hash, name.generation) {
+            if reservation.copy && self.covers(name) {
                 self.note_hidden(name);
             }
             self.forget_writer(reservation.entry);

@@ -95,6 +95,9 @@ impl Core {
                 record: holdings.records[at],
             });
             kept.push(claim.is_some_and(|claim| {
+                if self.outlive_id("generations", claim.serial.get()).is_err() {
+                    return false;
+                }
                 if holdings.gone { self.drop_claim(slot, &claim) } else { self.take_claim(slot, &claim) }
             }));
         }
@@ -139,7 +142,7 @@ impl Core {
                     && object.record.is_some_and(|record| record.number() == claim.record);
             }
             let (node, origin) = (self.segments[segment].node, self.index.origin(entry));
-            let is_there = origin > claim.origin || origin == claim.origin && self.holds(node, entry);
+            let is_there = self.is_later(origin, claim.origin) || origin == claim.origin && self.holds(node, entry);
             if self.index.get(entry).object.is_some() && is_there {
                 return false;
             }
@@ -149,10 +152,11 @@ impl Core {
             return false;
         }
         let hash = entry.map_or_else(|| KeyDigest::of(claim.key).low(), |entry| self.index.get(entry).hash());
-        if self.removals.cover(hash, claim.origin) {
+        let is_own = self.is_own(claim.origin);
+        if self.removals.cover(hash, claim.origin, is_own) {
             return false;
         }
-        if self.removals.forgot(self.segments[segment].seen, claim.origin) {
+        if self.removals.forgot(self.segments[segment].seen, claim.origin, is_own) {
             self.doubtful += 1;
             return false;
         }
@@ -176,7 +180,6 @@ impl Core {
         let lent = &self.segments[segment];
         let bytes = extent_bytes(claim.payload_bytes);
         lent.listing.is_some()
-            && claim.serial.get() <= self.serial
             && claim.origin != 0
             && claim.origin <= claim.serial.get()
             && claim.payload_bytes <= OBJECT_BYTES_MAX
@@ -188,7 +191,7 @@ impl Core {
 
     fn insert_claim(&mut self, segment: Slot<Segment>, claim: &Claim<'_>) {
         let entry = self.index.find_or_insert(claim.key);
-        let is_later = self.index.get(entry).object.is_some() && self.index.origin(entry) < claim.origin;
+        let is_later = self.index.get(entry).object.is_some() && self.is_later(claim.origin, self.index.origin(entry));
         let older: Vec<_> = if is_later { self.chain(entry).collect() } else { Vec::new() };
         // The key stays known meanwhile.
         self.index.get_mut(entry).add_writer();

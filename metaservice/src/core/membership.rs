@@ -5,6 +5,7 @@ use memcache_types::limits::{
 };
 use memcache_types::{Epoch, HoldingsPlace, Incarnation, NodeId, SegmentId, Tier};
 
+use super::Core;
 use super::clock::Millis;
 use super::drain::DrainReport;
 use super::effect::{Effect, GoneReason};
@@ -19,14 +20,6 @@ use super::reserve::check_count;
 use super::segment::Segment;
 use super::slab::Slot;
 use super::space::SpaceMap;
-use super::{Core, EPOCH_SHIFT};
-
-/// How far a wall clock may plausibly be set back between two lives of the service: about two years.
-const CLOCK_SET_BACK_MS_MAX: u64 = 1 << 36;
-
-/// How far past the epoch of an earlier life we go if the clock was set back: room for 2^46 ids of that life, which are a
-/// million a second for two years.
-const OUTLIVED_MS: u64 = 1 << 24;
 
 /// Memory a node offers.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -127,7 +120,8 @@ impl Core {
         let JoinRequest { node, incarnation, name, offers, previous_epoch, lists, floor } = request;
         check_join(node, name, &offers)?;
         self.check_incarnation(node, incarnation)?;
-        self.outlive(previous_epoch)?;
+        let known = self.node_ids.contains_key(&node) || self.departed.contains_key(&node);
+        self.outlive(previous_epoch, known)?;
         self.raise_floor(floor)?;
         if let Some(slot) = self.node_ids.get(&node).copied() {
             if self.nodes[slot].incarnation == incarnation {
@@ -236,28 +230,10 @@ impl Core {
 
     /// A node remembers that everything up to here was removed.
     fn raise_floor(&mut self, floor: u64) -> Result<(), Refusal> {
-        if floor > self.serial {
-            let want = "a generation that was issued";
-            return Err(Refusal::Value { what: "floor", value: floor, want });
-        }
+        self.outlive_id("floor", floor)?;
         if floor > self.removals.floor() {
             self.remove_up_to(floor);
         }
-        Ok(())
-    }
-
-    /// If the wall clock was set back, an earlier life of the service may have issued the ids we are about to issue:
-    /// go past all of them. Clients see a new epoch and start over.
-    fn outlive(&mut self, previous: Epoch) -> Result<(), Refusal> {
-        if previous <= self.epoch {
-            return Ok(());
-        }
-        if previous.get() - self.epoch.get() > CLOCK_SET_BACK_MS_MAX {
-            let want = "at most two years past the present epoch";
-            return Err(Refusal::Value { what: "previous_epoch", value: previous.get(), want });
-        }
-        self.epoch = Epoch::new(previous.get() + OUTLIVED_MS);
-        self.serial = self.serial.max(self.epoch.get() << EPOCH_SHIFT);
         Ok(())
     }
 

@@ -379,7 +379,7 @@ impl Core {
     pub(super) fn mark_if_removed(&mut self, slot: Slot<Stale>) {
         let (first, second) = self.stale[slot].names;
         for (at, name) in [Some(first), second].into_iter().flatten().enumerate() {
-            self.stale[slot].removed[at] |= self.removals.cover(name.hash, name.generation);
+            self.stale[slot].removed[at] |= self.covers(name);
         }
     }
 

@@ -91,15 +91,18 @@ impl Removals {
         self.turn
     }
 
-    /// Whether an object of this generation is known to be removed.
-    pub(super) fn cover(&self, hash: u64, generation: u64) -> bool {
+    /// Whether an object of this generation is known to be removed. Whatever this life removed, it removed after all that
+    /// earlier ones had put, also where their numbers are greater.
+    pub(super) fn cover(&self, hash: u64, generation: u64, is_own: bool) -> bool {
         let known = |part: &Part| part.notes.find(hash, |(other, _)| *other == hash).map(|(_, removed)| *removed);
-        generation <= self.floor || self.parts.iter().filter_map(known).any(|removed| generation <= removed)
+        generation <= self.floor
+            || !is_own && self.floors > 0
+            || self.parts.iter().filter_map(known).any(|removed| !is_own || generation <= removed)
     }
 
     /// Whether it may have been removed after so many notes, and that is forgotten.
-    pub(super) const fn forgot(&self, turn: u64, generation: u64) -> bool {
-        self.forgotten.0 > turn && generation <= self.forgotten.1
+    pub(super) const fn forgot(&self, turn: u64, generation: u64, is_own: bool) -> bool {
+        self.forgotten.0 > turn && (!is_own || generation <= self.forgotten.1)
     }
 
     pub(super) const fn floor(&self) -> u64 {
@@ -108,6 +111,11 @@ impl Removals {
 }
 
 impl Core {
+    /// Whether what a record speaks of is known to be removed.
+    pub(super) fn covers(&self, name: Name) -> bool {
+        self.removals.cover(name.hash, name.generation, self.is_own(name.generation))
+    }
+
     /// Notes that a key was removed, and all that was put before.
     pub(super) fn note_removal(&mut self, hash: u64, effects: &mut Vec<Effect>) {
         let serial = self.serial;
@@ -137,12 +145,12 @@ mod tests {
         for (hash, serial) in [(1, 10), (2, 11), (1, 12), (3, 13)] {
             removals.note(hash, serial, serial);
         }
-        assert!(removals.forgot(0, 10) && !removals.forgot(0, 11), "the first note");
-        assert!(!removals.forgot(1, 10), "it had been taken before this memory went");
-        assert!(removals.cover(1, 12) && !removals.cover(1, 13) && removals.cover(2, 11));
+        assert!(removals.forgot(0, 10, true) && !removals.forgot(0, 11, true), "the first note");
+        assert!(!removals.forgot(1, 10, true), "it had been taken before this memory went");
+        assert!(removals.cover(1, 12, true) && !removals.cover(1, 13, true) && removals.cover(2, 11, true));
         assert!(!removals.note(3, 14, 14), "the same key again");
         assert!(removals.note(4, 15, 15));
-        assert!(!removals.cover(2, 11) && removals.forgot(1, 11) && !removals.forgot(2, 11));
+        assert!(!removals.cover(2, 11, true) && removals.forgot(1, 11, true) && !removals.forgot(2, 11, true));
     }
 
     #[test]
@@ -153,10 +161,10 @@ mod tests {
             for serial in 1..=all {
                 removals.note(serial, serial, serial);
             }
-            let kept = (1..=all).filter(|serial| removals.cover(*serial, *serial)).count() as u64;
+            let kept = (1..=all).filter(|serial| removals.cover(*serial, *serial, true)).count() as u64;
             let most = u64::from(most);
             assert!(kept <= most && kept > 0 && kept + most / 16 + 16 >= most, "{kept} of {most}");
-            let known = |serial: u64| removals.cover(serial, serial) || removals.forgot(0, serial);
+            let known = |serial: u64| removals.cover(serial, serial, true) || removals.forgot(0, serial, true);
             assert!((1..=all).all(known), "no note goes unnoticed");
         }
     }

@@ -1,6 +1,6 @@
 //! What there is, counted.
 
-use memcache_types::{Incarnation, KeyBatch, NodeId};
+use memcache_types::{Epoch, Incarnation, KeyBatch, NodeId};
 
 use super::Core;
 use super::clock::Millis;
@@ -83,6 +83,8 @@ pub struct Report {
     pub evicted: Evictions,
     /// Objects looked at since the start to find room for puts.
     pub looked: u64,
+    /// Which life of the service it is, by now.
+    pub epoch: Epoch,
     /// Time since the start.
     pub uptime_ms: u64,
 }
@@ -190,6 +192,7 @@ impl Core {
             evicted_bytes: self.evicted.iter().map(|amount| amount.bytes).sum(),
             evicted: self.evicted,
             looked: self.looked,
+            epoch: self.epoch,
             uptime_ms: self.now.since(self.started),
         }
     }

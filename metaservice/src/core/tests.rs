@@ -9,6 +9,7 @@ mod holes;
 mod hot;
 mod invariants;
 mod listing;
+mod lives;
 mod membership;
 mod model;
 mod pins;

@@ -28,7 +28,7 @@ fn health(book: &Book, stopping: bool) -> impl IntoResponse + use<> {
         if stopping { (StatusCode::SERVICE_UNAVAILABLE, "stopping") } else { (StatusCode::OK, "serving") };
     let body = format!(
         "{{\"status\":\"{status}\",\"role\":\"single\",\"epoch\":{},\"uptime_ms\":{},\"nodes\":{},\"objects\":{}}}\n",
-        book.epoch().get(),
+        report.epoch.get(),
         report.uptime_ms,
         report.nodes.len(),
         report.objects,

@@ -125,7 +125,8 @@ impl Book {
         self.mailboxes_max
     }
 
-    /// Which life of the service this is.
+    /// Which life of the service this is, as it was drawn at the start: a name for greetings and mailboxes. Replies carry
+    /// that of the core, which goes past earlier lives that turn out to have had a later one.
     pub(super) const fn epoch(&self) -> Epoch {
         self.epoch
     }

@@ -111,6 +111,16 @@ pub struct Ledger {
     turns: (u64, u64),
     /// Removals noted when a node went: those before do not concern it.
     seen: BTreeMap<u64, u64>,
+    /// How many objects had ever been sealed when a key was removed last, in this life of the book.
+    removed_at: BTreeMap<u64, u64>,
+    /// Segment and generation of objects that are gone since the last audit, and what was taken up in their place.
+    replaced: Vec<(u64, u64, u64)>,
+    /// Nodes that have joined, ever.
+    met: BTreeSet<u64>,
+    /// Latest life of the book that a node told of; `None` where clocks go right, and nobody needs to tell.
+    told_of: Option<u64>,
+    /// How many numbers had been issued when this life of the book began.
+    began: u64,
     /// Evictions noticed since the book was last asked how many there were.
     evicted: u64,
     /// How many there were then.
@@ -130,8 +140,9 @@ fn is(outcome: u8, wanted: i32) -> bool {
 }
 
 impl Ledger {
-    /// The ledger of a book that knows nothing.
-    pub fn new(settings: Settings) -> Self {
+    /// The ledger of a book that knows nothing, and of which so many numbers were issued before. `set_back`: it needs to be
+    /// told of lives with later epochs than its own.
+    pub fn new(settings: Settings, set_back: bool, began: u64) -> Self {
         Self {
             settings,
             now: 0,
@@ -147,6 +158,11 @@ impl Ledger {
             sweeps: false,
             turns: (0, 0),
             seen: BTreeMap::new(),
+            removed_at: BTreeMap::new(),
+            replaced: Vec::new(),
+            met: BTreeSet::new(),
+            told_of: set_back.then_some(0),
+            began,
             evicted: 0,
             evicted_said: 0,
             uncertain: 0,
@@ -252,7 +268,10 @@ impl Ledger {
                 self.removed(truth, asked, reply);
             }
             (request::Body::RemoveAll(_), reply::Body::RemoveAll(reply)) => {
-                truth.all_keys().into_iter().for_each(|key| truth.drop_key(key));
+                for key in truth.all_keys() {
+                    truth.drop_key(key);
+                    self.removed_at.insert(key, truth.sealed.len() as u64);
+                }
                 self.removed_up_to(truth, reply.floor);
             }
             (request::Body::Damaged(asked), reply::Body::Damaged(reply)) => return self.forgotten(truth, asked, reply),
@@ -276,6 +295,7 @@ impl Ledger {
     fn removed(&mut self, truth: &mut Truth, asked: &pb::Remove, reply: &pb::RemoveReply) {
         for (key, removed) in key_numbers(asked.keys.as_ref()).iter().zip(&reply.removed) {
             truth.drop_key(*key);
+            self.removed_at.insert(*key, truth.sealed.len() as u64);
             let own = |extent: &&mut Extent| extent.key == *key && extent.state == State::Sealed;
             if *removed == 1 {
                 self.extents.values_mut().filter(own).for_each(|extent| extent.state = State::Removed);
@@ -294,6 +314,11 @@ impl Ledger {
     }
 
     fn joined(&mut self, truth: &mut Truth, asked: &pb::Join, reply: &pb::JoinReply) -> Result<(), Violation> {
+        if let Some(told_of) = &mut self.told_of
+            && self.met.insert(asked.node)
+        {
+            *told_of = asked.previous_epoch.max(*told_of);
+        }
         if asked.floor > self.floor {
             self.removed_up_to(truth, asked.floor);
         }
@@ -305,7 +330,7 @@ impl Ledger {
         self.drop_node(asked.node);
         self.nodes.insert(asked.node, asked.incarnation);
         for (segment, offer) in reply.segments.iter().zip(&asked.segments) {
-            generations::check(truth, *segment)?;
+            generations::check(self, truth, *segment)?;
             self.segments.insert(*segment, Segment { place, bytes: offer.bytes });
             if reply.lists {
                 self.listing.insert(*segment);
@@ -342,7 +367,7 @@ impl Ledger {
             let (segment, offset, generation) = (reply.segments[at], reply.offsets[at], reply.generations[at]);
             let state = State::Reserved { until: self.now + ttl };
             let new = Extent { key: *key, segment, offset, bytes: extent_bytes(*payload_bytes), client, state };
-            generations::check(truth, generation)?;
+            generations::check(self, truth, generation)?;
             incarnation::check(self, segment)?;
             rest::check_listed(self.listing.contains(&segment), &new)?;
             overlap::check(self, &new)?;
@@ -406,7 +431,7 @@ impl Ledger {
         if reply.lease == 0 {
             return Ok(());
         }
-        generations::check(truth, reply.lease)?;
+        generations::check(self, truth, reply.lease)?;
         let lease_ms = u64::from(self.settings.lease_ms);
         let segments = reply.segments.iter().chain(&reply.other_segments).copied();
         let objects: BTreeSet<(u64, u64)> =
@@ -437,7 +462,7 @@ impl Ledger {
             let bytes = extent_bytes(task.payload_bytes);
             let state = State::Reserved { until };
             let new = Extent { key, segment: task.segment, offset: task.offset, bytes, client, state };
-            generations::check(truth, task.generation)?;
+            generations::check(self, truth, task.generation)?;
             incarnation::check(self, task.segment)?;
             rest::check_listed(self.listing.contains(&task.segment), &new)?;
             if self.evicting.is_empty() {
@@ -461,7 +486,7 @@ impl Ledger {
             }
         }
         if reply.lease != 0 {
-            generations::check(truth, reply.lease)?;
+            generations::check(self, truth, reply.lease)?;
             let until = self.now + u64::from(self.settings.lease_ms);
             self.leases.insert(reply.lease, Lease { client, until, objects: sources });
         }

@@ -6,6 +6,7 @@
 //! | [`scenario`] | what a seed stands for, and rules that can be broken on purpose |
 //! | [`world`] | the loop, the book, and what goes wrong |
 //! | [`net`] | time and messages |
+//! | [`clock`] | the time of day, which lives are numbered by |
 //! | [`node`], [`client`] | those who take part |
 //! | [`memory`] | lent memory: which writing each line comes from |
 //! | [`ledger`], [`truth`] | what must be, told from the book's answers and from what really happened |
@@ -14,6 +15,7 @@
 #![forbid(unsafe_code)]
 
 pub mod client;
+pub mod clock;
 pub mod invariants;
 pub mod ledger;
 pub mod memory;

@@ -75,6 +75,8 @@ pub struct Memory {
     floors: [u64; FLOORS as usize],
     /// Life of the book that it was lent under last; 0 for none.
     pub epoch: u64,
+    /// Life of the node that lent it last; 0 for none.
+    pub incarnation: u64,
 }
 
 /// Where a segment has a table of so many records; none: nowhere.
@@ -170,6 +172,7 @@ impl Memories {
             records: vec![None; records as usize],
             floors: [0; FLOORS as usize],
             epoch: 0,
+            incarnation: 0,
         });
     }
 

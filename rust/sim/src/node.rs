@@ -9,10 +9,12 @@ use memcache_types::extent_bytes;
 
 use self::listing::{Listing, Next};
 use crate::client::{Damage, Reach};
+use crate::clock::WallClock;
 use crate::invariants::bytes::is_whole;
 use crate::ledger::Segment;
 use crate::memory::{LINE_BYTES, LINES, Line, Memories, Place, Record, Tail, record_at, table_place};
 use crate::net::{Actor, Event, Net};
+use crate::scenario::Sabotage;
 
 /// Longest wait for an answer.
 const ANSWER_MS: u64 = 60;
@@ -27,7 +29,9 @@ const PAUSE_MS: u64 = 10;
 #[derive(Debug)]
 pub struct Node {
     index: usize,
-    /// Which life of it.
+    /// Which life of it, counted.
+    life: u64,
+    /// The same for the book.
     pub incarnation: u64,
     /// Whether its process runs.
     pub up: bool,
@@ -50,6 +54,7 @@ pub struct Node {
 impl Node {
     const EMPTY: Self = Self {
         index: 0,
+        life: 0,
         incarnation: 0,
         up: false,
         joined: None,
@@ -80,12 +85,22 @@ impl Node {
         (self.id(), if net.scenario.files { 0 } else { self.incarnation })
     }
 
-    /// A new life.
-    pub fn start(&mut self, net: &mut Net, memories: &mut Memories) {
-        *self = Self { incarnation: self.incarnation + 1, up: true, wake: self.wake, ..Self::new(self.index) };
+    /// A new life. As `memcache-client` does, its number is greater than that which stands in a file that it lends; other
+    /// memory is that of a new node there.
+    pub fn start(&mut self, net: &mut Net, memories: &mut Memories, clock: &mut WallClock) {
+        let (life, latest) = (self.life + 1, self.incarnation);
+        *self = Self { life, incarnation: latest + 1, up: true, wake: self.wake, ..Self::new(self.index) };
+        if net.scenario.files {
+            let latest = memories.memory(self.place(net)).map_or(0, |memory| memory.incarnation);
+            let by_clock = net.scenario.sabotage == Sabotage::LivesByClock;
+            self.incarnation = clock.draw_incarnation(net.now, latest, by_clock);
+        }
         let place = self.place(net);
         memories.create(place, net.scenario.records);
-        self.previous = memories.memory(place).map_or(0, |memory| memory.epoch);
+        if let Some(memory) = memories.memory(place) {
+            self.previous = memory.epoch;
+            memory.incarnation = self.incarnation;
+        }
         self.sleep(net, 0);
     }
 
@@ -165,7 +180,7 @@ impl Node {
 
     /// Who makes its copies, for the book.
     fn copier(&self) -> u64 {
-        10_000 * (self.index as u64 + 1) + self.incarnation
+        10_000 * (self.index as u64 + 1) + self.life
     }
 
     /// An answer arrives. `segments`: where memory is.

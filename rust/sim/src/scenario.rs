@@ -41,6 +41,10 @@ pub enum Sabotage {
     DamageUntold,
     /// Who removes everything writes no floors.
     FloorsLeft,
+    /// The book hears that memory was lent before, and not under which life of it.
+    LifeHidden,
+    /// Nodes number their lives by the clock alone.
+    LivesByClock,
 }
 
 /// One of these decides what goes first.
@@ -92,6 +96,8 @@ pub struct Scenario {
     pub unsummed: u64,
     /// Whether somebody removes everything now and then.
     pub clears: bool,
+    /// Whether wall clocks are set back.
+    pub set_back: bool,
 }
 
 impl Scenario {
@@ -149,6 +155,7 @@ impl Scenario {
             part: 1,
             unsummed: 0,
             clears: false,
+            set_back: false,
         };
         // Not drawn by itself, so that a seed stands for all else that it stood for.
         drawn.settings.policy = POLICIES[usize::try_from(drawn.calm_at).unwrap_or(0) % POLICIES.len()];
@@ -176,6 +183,13 @@ impl Scenario {
         }
         if matches!(seed % 16, 13 | 15) {
             self.settings.search = short_search(&mut Rng::new(!seed.rotate_left(16)));
+        }
+        if seed / 32 % 6 == 5 {
+            self.set_back = true;
+            self.restarts = true;
+            if self.fault_every == 0 {
+                self.fault_every = 200;
+            }
         }
     }
 

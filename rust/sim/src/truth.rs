@@ -59,12 +59,14 @@ pub struct Truth {
     pub damaged: BTreeSet<(u64, u64)>,
     /// Copies that became replicas.
     pub copied: u64,
-    /// Every number ever issued.
-    pub issued: BTreeSet<u64>,
+    /// Every number ever issued, in the order in which they were: a later life of the book may issue lower ones.
+    pub issued: BTreeMap<u64, u64>,
     /// Tickets whose writer may still write, by generation.
     pub writers: BTreeMap<u64, Promise>,
     /// Leases whose holder may still read, by lease.
     pub readers: BTreeMap<u64, Vec<Promise>>,
+    /// The book had no way to know what it would have had to know.
+    pub is_lost: bool,
     /// Reads that were hits.
     pub hits: u64,
     /// Reads that only the checksum turned into misses.
@@ -80,7 +82,7 @@ pub struct Truth {
     pub kept: BTreeMap<u64, Kept>,
     /// What stood when removals were served, by request.
     pub removals: BTreeMap<u64, Removal>,
-    /// Puts of a key up to here had begun when it was removed last.
+    /// How many numbers had been issued when a key was removed last: puts with them had begun.
     pub removed_until: BTreeMap<u64, u64>,
     /// Promised to stay away: memory and writing.
     pub removed: BTreeSet<(Place, u64)>,
@@ -131,15 +133,39 @@ impl Truth {
         self.origin_of.get(&generation).copied().unwrap_or(generation)
     }
 
+    /// When the put began that the bytes of a writing come from: its turn among all numbers issued.
+    pub fn turn(&self, generation: u64) -> u64 {
+        self.issued.get(&self.origin(generation)).copied().unwrap_or(0)
+    }
+
+    /// A number is issued; false: it was before.
+    pub fn issue(&mut self, number: u64) -> bool {
+        let turn = self.issued_so_far() + 1;
+        self.issued.insert(number, turn).is_none()
+    }
+
     /// Every key that was ever put.
     pub fn all_keys(&self) -> Vec<u64> {
         self.key_of.values().copied().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
+    /// How many numbers were issued.
+    pub fn issued_so_far(&self) -> u64 {
+        self.issued.len() as u64
+    }
+
     /// Nobody is promised any more that this key comes back; nor are those who are putting it at this moment.
     pub fn drop_key(&mut self, key: u64) {
         self.kept.retain(|_, kept| kept.key != key);
-        self.removed_until.insert(key, self.issued.last().copied().unwrap_or(0));
+        self.removed_until.insert(key, self.issued_so_far());
+    }
+
+    /// Nobody is promised any more that what was put under this generation or an older one comes back.
+    pub fn drop_up_to(&mut self, floor: u64) {
+        let covered: Vec<u64> = self.kept.keys().copied().filter(|one| self.origin(*one) <= floor).collect();
+        for generation in covered {
+            self.kept.remove(&generation);
+        }
     }
 
     /// A memory is gone.

@@ -7,6 +7,7 @@ use memcache_proto::pb::{self, failure, reply, request};
 use memcache_types::Epoch;
 
 use crate::client::{Client, Reach, keys_to_wire};
+use crate::clock::WallClock;
 use crate::invariants::{Violation, damage, hold, replicas, settled, tables};
 use crate::ledger::Ledger;
 use crate::memory::Memories;
@@ -15,9 +16,6 @@ use crate::node::Node;
 use crate::rng::Rng;
 use crate::scenario::{Sabotage, Scenario};
 use crate::truth::Truth;
-
-/// Wall clock at the start of the world.
-const EPOCH: u64 = 1_000_000;
 
 /// Pause between two looks of the book at its clock.
 const TICK_MS: u64 = 25;
@@ -37,6 +35,7 @@ pub struct World {
     ledger: Ledger,
     /// How far the book's clock is ahead.
     ahead: u64,
+    clock: WallClock,
     /// Answers remembered for [`Sabotage::LocateRemembered`].
     remembered: Vec<(Option<pb::Keys>, pb::LocateReply)>,
     keys: Vec<u64>,
@@ -91,10 +90,11 @@ impl World {
         }
         net.after(scenario.calm_at, Event::Calm);
         let keys = (0..scenario.keys).chain(clients.iter().map(Client::probe_key)).collect();
-        let ledger = Ledger::new(scenario.settings);
+        let ledger = Ledger::new(scenario.settings, scenario.set_back, 0);
+        let clock = WallClock::new(seed, scenario.set_back);
         let exact = !scenario.checksum;
         let (memories, truth) = (Memories::default(), Truth { files: scenario.files, exact, ..Truth::default() });
-        Self { net, memories, truth, nodes, clients, book: None, ledger, ahead: 0, remembered: Vec::new(), keys }
+        Self { net, memories, truth, nodes, clients, book: None, ledger, ahead: 0, clock, remembered: Vec::new(), keys }
     }
 
     /// Lets everything happen, up to the end or to the first rule that does not hold.
@@ -110,6 +110,9 @@ impl World {
             }
             if let Err(found) = self.happen(event) {
                 violation = Some(found);
+                break;
+            }
+            if self.truth.is_lost {
                 break;
             }
         }
@@ -196,24 +199,45 @@ impl World {
     fn start_book(&mut self) {
         let settings = self.net.scenario.settings;
         let repeated = self.net.scenario.sabotage == Sabotage::EpochRepeated;
-        let epoch = EPOCH + if repeated { 0 } else { self.book_now() };
+        let epoch = self.clock.draw_epoch(if repeated { 0 } else { self.book_now() });
         self.book = Some(Core::new(settings, Epoch::new(epoch), self.told_now()));
-        self.ledger = Ledger::new(settings);
+        self.ledger = Ledger::new(settings, self.net.scenario.set_back, self.truth.issued_so_far());
+        self.hide_earlier_lives();
+    }
+
+    /// Where clocks were set back, it matters whom the book meets first: often those who cannot tell it of an earlier life.
+    fn hide_earlier_lives(&mut self) {
+        let count = self.nodes.len();
+        let Some((first, ms)) = self.clock.draw_newcomer(count).filter(|_| !self.net.calm) else { return };
+        for index in (0..count).filter(|index| *index != first) {
+            self.net.cut_off.insert(Actor::Node(index), self.net.now + ms);
+        }
+        if self.net.scenario.node_faults && !self.net.scenario.files && self.nodes[first].up {
+            self.nodes[first].stop(&mut self.net, false);
+            let place = self.nodes[first].place(&self.net);
+            self.memories.destroy(place);
+            self.truth.drop_memory(place);
+            self.start_node(first);
+        }
     }
 
     fn start_node(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         if !node.up {
-            node.start(&mut self.net, &mut self.memories);
+            node.start(&mut self.net, &mut self.memories, &mut self.clock);
         }
     }
 
-    fn serve(&mut self, from: Actor, request: pb::Request) -> Result<(), Violation> {
+    fn serve(&mut self, from: Actor, mut request: pb::Request) -> Result<(), Violation> {
         let (now, told, client, id) = (self.book_now(), self.told_now(), request.client, request.request_id);
         let Some(core) = &mut self.book else { return Ok(()) };
         self.ledger.note_turns(core.removals_noted());
         self.ledger.advance(now);
         let asked = request.body.clone();
+        if let (Sabotage::LifeHidden, Some(request::Body::Join(join))) = (self.net.scenario.sabotage, &mut request.body)
+        {
+            join.previous_epoch = join.previous_epoch.min(1);
+        }
         let mut reply = wire::serve(core, told, request, &mut Vec::new());
         self.ledger.note_forgotten(core.removals_noted().1);
         self.ledger.sweeps = core.sweeps();

@@ -30,6 +30,18 @@ fn a_book_that_issues_old_numbers_is_found() {
 }
 
 #[test]
+fn a_book_that_is_not_told_of_earlier_lives_issues_old_numbers() {
+    // Nodes tell by what they hold as well, and the clock must come near an earlier time: rare, so the seed is known.
+    assert_eq!(run(545, Sabotage::LifeHidden).violation.map(|violation| violation.rule), Some("generations"));
+    assert!(run(545, Sabotage::None).violation.is_none());
+}
+
+#[test]
+fn nodes_that_number_their_lives_by_a_clock_that_is_set_back_stay_away() {
+    assert!(found(Sabotage::LivesByClock).contains("settled"));
+}
+
+#[test]
 fn a_book_whose_clock_stands_still_reclaims_nothing() {
     assert!(found(Sabotage::ClockStopped).contains("reclaim"));
 }

@@ -22,6 +22,8 @@ const REGRESSIONS: &[(u64, &str)] = &[
     (20574, "a join that came late hid that its memory held records of removed keys"),
     (43043, "damage was told of a replica whose node was given up in the same moment"),
     (12635, "a join that came late gave the memory another name, and its node had told all it knew of and never heard"),
+    (1328, "with the gap put back: a key that was removed came back from a life with greater numbers"),
+    (7478, "with the gap put back: what such a life had put replaced what was put later"),
     (3153, "with the gap put back: a reader without checksums got bytes of a writer of an earlier life"),
 ];
 

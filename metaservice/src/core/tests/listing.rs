@@ -4,7 +4,7 @@ use super::*;
 
 /// One object as a node lists it.
 #[derive(Clone, Copy, Debug)]
-struct Object {
+pub(super) struct Object {
     key: &'static str,
     offset: u64,
     payload_bytes: u64,
@@ -14,7 +14,7 @@ struct Object {
     record: u32,
 }
 
-const fn object(key: &'static str, offset: u64, generation: u64, record: u32) -> Object {
+pub(super) const fn object(key: &'static str, offset: u64, generation: u64, record: u32) -> Object {
     Object { key, offset, payload_bytes: 100, generation, origin: generation, wanted: 1, record }
 }
 
@@ -25,7 +25,7 @@ impl Pool {
         self.with(|core, now, effects| core.join(now, request, effects)).unwrap()
     }
 
-    fn list(&mut self, node: u64, segment: SegmentId, objects: &[Object], done: bool) -> Vec<bool> {
+    pub(super) fn list(&mut self, node: u64, segment: SegmentId, objects: &[Object], done: bool) -> Vec<bool> {
         self.tell(node, segment, objects, (done, false, false))
     }
 
@@ -109,7 +109,7 @@ fn claims_that_cannot_be_are_refused_one_by_one() {
     let mut pool = Pool::new(&[]);
     let segment = pool.rejoin(1, 0).segments[0];
     let sound = object("sound", 4096, 7, 3);
-    let future = pool.core.serial + 1;
+    let future = u64::MAX; // no clock was ever set back so far
     let claims = [
         sound,
         Object { key: "beyond", offset: MIB - 64, ..object("", 0, 8, 4) },

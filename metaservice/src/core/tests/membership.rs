@@ -147,19 +147,6 @@ fn a_join_that_comes_late_does_not_make_old_memory_new() {
 }
 
 #[test]
-fn a_wall_clock_set_back_does_not_issue_old_ids() {
-    let mut pool = Pool::new(&[]);
-    pool.join(1, 1, MIB, 5000).unwrap();
-    assert!(pool.core.epoch() > Epoch::new(5000));
-    pool.pass(TTL);
-    // Whatever that life issued in a day.
-    let issued = (5000 << 22) + (86_400 * 1_000_000);
-    assert!(pool.ticket(ALICE, "a", 1).generation.get() > issued);
-    let absurd = pool.join(2, 1, MIB, u64::MAX).unwrap_err();
-    assert!(absurd.to_string().contains("previous_epoch"), "{absurd}");
-}
-
-#[test]
 fn a_segment_id_is_never_issued_twice() {
     let mut pool = Pool::new(&[]);
     let mut seen = std::collections::BTreeSet::new();

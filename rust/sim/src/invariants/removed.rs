@@ -32,9 +32,12 @@ pub fn check(ledger: &Ledger, truth: &mut Truth, memories: &mut Memories, reques
 }
 
 /// The book took up what a node listed.
-pub fn check_listed(ledger: &Ledger, truth: &Truth, segment: u64, generation: u64) -> Result<(), Violation> {
+pub fn check_listed(ledger: &Ledger, truth: &Truth, segment: u64, key: u64, generation: u64) -> Result<(), Violation> {
     let place = ledger.segments.get(&segment).map_or((0, 0), |segment| truth.memory_of(segment.place));
     hold("removed", !truth.removed.contains(&(place, generation)), || {
         format!("{generation:x} came back from {place:?}, and its remover was told success")
+    })?;
+    hold("removed", !ledger.was_removed(truth, key, generation), || {
+        format!("{generation:x} came back from {place:?}, which this life of the book removed")
     })
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use memcache_proto::pb;
 
 use super::{Extent, Ledger, State};
-use crate::invariants::{Violation, accounts, leases, reclaim, replicas};
+use crate::invariants::{Violation, accounts, kept, leases, reclaim, replicas};
 use crate::truth::Truth;
 
 impl Ledger {
@@ -64,6 +64,11 @@ impl Ledger {
         let gone: Vec<u64> = self.nodes.keys().copied().filter(|node| !present.contains_key(node)).collect();
         for node in &gone {
             self.drop_node(*node);
+        }
+        for (segment, dropped, taken) in std::mem::take(&mut self.replaced) {
+            if self.segments.contains_key(&segment) && self.could_order(truth, dropped) {
+                kept::check_later(truth, taken, dropped)?;
+            }
         }
         for (key, info) in keys.iter().zip(&infos.keys) {
             let there: BTreeSet<u64> = info.replicas.iter().map(|replica| replica.generation).collect();

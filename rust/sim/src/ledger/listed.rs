@@ -8,6 +8,23 @@ use crate::invariants::{Violation, hold, kept, overlap, removed};
 use crate::truth::{Removal, Truth};
 
 impl Ledger {
+    /// Whether the book could know of a life of this epoch.
+    pub fn could_know(&self, epoch: u64) -> bool {
+        self.told_of.is_none_or(|told_of| epoch <= told_of)
+    }
+
+    /// Whether the book could know what of other lives was put before this: of objects of two earlier ones it sees the
+    /// numbers alone.
+    pub fn could_order(&self, truth: &Truth, generation: u64) -> bool {
+        self.told_of.is_none() || truth.turn(generation) > self.began
+    }
+
+    /// Whether an object was removed in this life of the book. A put that was under way may still take effect.
+    pub fn was_removed(&self, truth: &Truth, key: u64, generation: u64) -> bool {
+        let sealed = truth.sealed.get(&generation);
+        self.removed_at.get(&key).zip(sealed).is_some_and(|(before, own)| own < before)
+    }
+
     /// A removal was served: what it is to last for. Only the first time: a request may arrive twice.
     pub fn note_removal(&self, truth: &mut Truth, request: u64, asked: &pb::Remove) {
         self.note_removal_of(truth, request, key_numbers(asked.keys.as_ref()));
@@ -24,8 +41,10 @@ impl Ledger {
     }
 
     /// Everything readable was removed whose bytes come from a put of this generation or an older one.
-    pub(super) fn removed_up_to(&mut self, truth: &Truth, floor: u64) {
+    pub(super) fn removed_up_to(&mut self, truth: &mut Truth, floor: u64) {
         self.floor = self.floor.max(floor);
+        // Floors know no lives: a floor of one with greater numbers takes what was put since.
+        truth.drop_up_to(floor);
         let covered =
             |(generation, extent): &(&u64, &mut Extent)| extent.is_sealed() && truth.origin(**generation) <= floor;
         for (_, extent) in self.extents.iter_mut().filter(covered) {
@@ -104,7 +123,7 @@ impl Ledger {
 
     fn take_up(&mut self, truth: &mut Truth, asked: &pb::Holdings, at: usize, key: u64) -> Result<(), Violation> {
         let (generation, segment, offset) = (asked.generations[at], asked.segment, asked.offsets[at]);
-        removed::check_listed(self, truth, segment, generation)?;
+        removed::check_listed(self, truth, segment, key, generation)?;
         hold("bytes", truth.key_of.get(&generation) == Some(&key), || {
             format!("{generation:x} was listed as key {key}, and is of another")
         })?;
@@ -122,10 +141,11 @@ impl Ledger {
             let mut gone = Vec::new();
             for (older, extent) in self.extents.iter_mut().filter(other) {
                 extent.state = State::Removed;
-                gone.push(*older);
+                gone.push((*older, extent.segment));
             }
-            for older in gone {
+            for (older, segment) in gone {
                 truth.kept.remove(&older);
+                self.replaced.push((segment, older, generation));
             }
             self.extents.insert(generation, new);
         }
