@@ -132,7 +132,9 @@ impl Core {
             return Err(Refusal::Limit { what: "nodes", found: NODES_MAX as u64 + 1, limit: NODES_MAX as u64 });
         }
         let rests = lists || previous_epoch.get() != 0;
-        let was_here = self.departed.get(&node).filter(|_| previous_epoch == self.epoch);
+        // It was in this life last: so it says, or it did not hear how its first join went, and is the process it was.
+        let is_back = |departed: &&Departed| previous_epoch == self.epoch || departed.incarnation == incarnation;
+        let was_here = self.departed.get(&node).filter(is_back);
         let seen = was_here.map_or(0, |departed| departed.seen);
         // Who comes back under the same incarnation brings the same memory, and says so.
         if !rests && self.departed.get(&node).is_some_and(|departed| departed.incarnation == incarnation) {
