@@ -211,7 +211,7 @@ pub struct Core {
 
 impl Core {
     /// A book that knows nothing yet. `epoch` should be greater than that of any service the pool had before, by at
-    /// least the milliseconds that one lived: the wall clock at start does it, unless it was set back ([`lives`]).
+    /// least the milliseconds that one lived: the wall clock at start does it, unless it was set back (`lives.rs`).
     pub fn new(settings: Settings, epoch: Epoch, now: Millis) -> Self {
         Self {
             settings,
