@@ -59,10 +59,12 @@ impl Crowd {
 
     /// Whether more threads want to run than there are processors, this one among them; as seen lately.
     pub(crate) fn waits(&self) -> bool {
-        if nanos(self.born.elapsed()) < self.due.load(Ordering::Relaxed) {
-            return self.waited.load(Ordering::Relaxed);
-        }
-        self.waits_now()
+        if nanos(self.born.elapsed()) < self.due.load(Ordering::Relaxed) { self.waited() } else { self.waits_now() }
+    }
+
+    /// What was seen last.
+    pub(crate) fn waited(&self) -> bool {
+        self.waited.load(Ordering::Relaxed)
     }
 
     /// Whether more threads want to run than there are processors, this one among them.

@@ -65,8 +65,10 @@ impl TaskSet {
     /// set, this one gives way, and rests as long as that is not enough.
     pub(crate) fn help(&self, crowd: &Crowd) {
         self.present.fetch_add(1, Ordering::Relaxed);
+        // Who has just answered the caller may not be off its processor yet: at first what was seen last counts.
+        let mut waits = crowd.waited();
         while !self.have_begun() {
-            if crowd.waits() && self.present.load(Ordering::Relaxed) > 1 {
+            if waits && self.present.load(Ordering::Relaxed) > 1 {
                 std::thread::yield_now();
                 if crowd.waits_now() && self.leave() {
                     crowd.rest();
@@ -75,6 +77,7 @@ impl TaskSet {
                 }
             }
             self.run_next();
+            waits = crowd.waits();
         }
         self.end_if_empty();
     }
@@ -215,6 +218,7 @@ mod tests {
     fn a_helper_rests_while_others_wait_and_another_works() {
         let (count, stats) = (Arc::new(AtomicUsize::new(0)), Arc::new(Stats::default()));
         let crowd = crowd(&stats);
+        assert!(crowd.waits_now());
         let rests = || stats.copy_rests.load(Ordering::Relaxed);
         // Begins once the helper rests, so that only the helper could have run the others before.
         let mut tasks: Vec<Task> = counting(&count, 50);
