@@ -501,8 +501,10 @@ impl Core {
 
     pub(super) fn end_quarantine(&mut self) {
         for _ in 0..CALL_ENDED_MAX {
-            let is_over = self.quarantine.front().is_some_and(|front| front.until <= self.now);
-            let Some(rested) = (if is_over { self.quarantine.pop_front() } else { None }) else { return };
+            if !self.is_rest_late() {
+                return;
+            }
+            let Some(rested) = self.quarantine.pop_front() else { return };
             if let Some(slot) = self.segment_ids.get(&rested.segment).copied() {
                 self.give_run_back(slot, rested.offset, rested.bytes);
                 self.lay_records(rested.records, rested.offset, rested.bytes);

@@ -31,9 +31,6 @@ const PROBE_AFTER: Duration = Duration::from_secs(5);
 const PROBE_EVERY: Duration = Duration::from_secs(2);
 const PROBES: u32 = 3;
 
-/// A peer that takes nothing for so long is gone as well.
-const SILENT_MS: u32 = 11_000;
-
 /// Replies are sent when they have come to this many bytes, also while more requests wait.
 pub(super) const REPLIES_BYTES: usize = 256 << 10;
 
@@ -215,8 +212,9 @@ fn probe_when_silent(stream: &impl AsFd) {
         sockopt::set_tcp_keepintvl(stream, PROBE_EVERY)?;
         sockopt::set_tcp_keepcnt(stream, PROBES)?;
         sockopt::set_socket_keepalive(stream, true)?;
-        // Probes stop while a reply is on its way that nobody takes.
-        sockopt::set_tcp_user_timeout(stream, SILENT_MS)
+        // Probes stop while a reply is on its way that nobody takes: that may last as long as they would.
+        let silent = (PROBE_AFTER + PROBE_EVERY * PROBES).as_millis();
+        sockopt::set_tcp_user_timeout(stream, u32::try_from(silent).unwrap_or(u32::MAX))
     };
     if let Err(error) = set() {
         debug!(%error, "a lane without probes: it is not TCP");

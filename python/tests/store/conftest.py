@@ -2,44 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import selectors
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import IO
 
 import pytest
+from programs import line_with
 
 import memcache
 
 START_S = 30.0
 """Longest wait for a process to say that it is ready."""
-
-
-def line_with(word: str, pipe: IO[str], seconds: float) -> str | None:
-    """The first line with `word` in it; None where the writer ends, or the time is over, without one.
-
-    Reads byte by byte past the pipe's buffer, so that whatever comes after the line stays for the next reader.
-    """
-    deadline = time.monotonic() + seconds
-    line = bytearray()
-    with selectors.DefaultSelector() as selector:
-        selector.register(pipe, selectors.EVENT_READ)
-        while (left := deadline - time.monotonic()) > 0:
-            if not selector.select(left):
-                continue
-            byte = os.read(pipe.fileno(), 1)
-            line += byte
-            if byte in (b"\n", b""):
-                if word in (text := line.decode(errors="replace")):
-                    return text.strip()
-                if not byte:
-                    return None
-                line.clear()
-    return None
 
 
 class Program:
